@@ -1,0 +1,103 @@
+"""Couplings: one stream is changed by a function of the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_context, expect_streams
+from ..module import InvertibleModule, Pair
+from ..trace import no_trace
+
+
+class AdditiveCoupling(InvertibleModule):
+    r"""Shifts one stream by a function of the other.
+
+    .. math:: y_1 = x_1 + f(x_2), \qquad y_2 = x_2
+
+    The inverse subtracts the same shift, so :math:`f` need not be invertible itself: any
+    module will do, with BatchNorm, dropout, attention or hooks of its own. Alternate with
+    :class:`Swap` to change both streams. In train mode with dropout, the inverse undoes the
+    forward only from the random state that the forward started from.
+
+    Args:
+        f: Any module whose output has the shape of the first stream.
+        conditional: Whether ``f`` takes a context, ``f(x2, context)``: the coupling is then
+            called as ``layer(x, context)``.
+
+    Shape:
+        - Input: a pair :math:`(N, C_1, *)`, :math:`(N, C_2, *)`.
+        - Output: a pair of the same shapes.
+
+    Raises:
+        TypeError: If ``f`` is no module; when called on a tensor instead of a pair (put
+            :class:`Split` before), or with a missing or a superfluous context.
+        ValueError: When called, if :math:`f(x_2)` has another shape than :math:`x_1`, or a
+            dtype that would change the stream's, or if the streams differ in dtype or device.
+        RuntimeError: When called, if ``f`` changes its input in place.
+
+    References:
+        Dinh et al., *NICE* (2014), section 3.2, https://arxiv.org/abs/1410.8516.
+
+    Example:
+        >>> layer = AdditiveCoupling(nn.Conv2d(2, 2, kernel_size=3, padding=1))
+        >>> x = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
+        >>> torch.testing.assert_close(layer.inverse(layer(x)), x)
+    """
+
+    volume_preserving = True
+
+    def __init__(self, f: nn.Module, *, conditional: bool = False) -> None:
+        super().__init__()
+        if not isinstance(f, nn.Module):
+            raise TypeError(
+                f"AdditiveCoupling takes a torch.nn.Module, got a {type(f).__name__}. A plain "
+                "function becomes one as the forward method of a module."
+            )
+        self.f = f
+        self._conditional = conditional
+
+    @property
+    def conditional(self) -> bool:
+        return self._conditional
+
+    def forward(self, x: Pair, context: Any = None) -> Pair:
+        x1, x2 = expect_streams(self, x, 2)
+        return x1 + self._shift(x1, x2, context), x2
+
+    def inverse(self, y: Pair, context: Any = None) -> Pair:
+        y1, x2 = expect_streams(self, y, 2)
+        with no_trace(self.f, y):
+            shift = self._shift(y1, x2, context)
+        return y1 - shift, x2
+
+    def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
+        check_context(self, self.conditional, context)
+        version = _version(x2)
+        shift = self.f(x2, context) if self.conditional else self.f(x2)
+        if _version(x2) != version:
+            raise RuntimeError(
+                f"AdditiveCoupling's f ({type(self.f).__name__}) changed its input in place, and "
+                "the stream with it. Let its first operation be out of place, for instance "
+                "ReLU(inplace=False)."
+            )
+        if not isinstance(shift, Tensor) or shift.shape != x1.shape:
+            found = tuple(shift.shape) if isinstance(shift, Tensor) else type(shift).__name__
+            raise ValueError(
+                f"AdditiveCoupling's f ({type(self.f).__name__}) must return a tensor of the first "
+                f"stream's shape {tuple(x1.shape)}, got {found} from a second stream of shape "
+                f"{tuple(x2.shape)}. Check its channels, stride and padding."
+            )
+        if torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
+            raise ValueError(
+                f"AdditiveCoupling's f ({type(self.f).__name__}) returned {shift.dtype}, which "
+                f"would change the dtype of the stream, {x1.dtype}. Cast f or the state."
+            )
+        return shift
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version

@@ -1,0 +1,142 @@
+"""One tensor to several streams, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._checks import expect_streams, expect_tensor
+from ..module import InvertibleModule
+
+
+class _Partition(InvertibleModule):
+    """Cuts a tensor into streams along one dimension, and joins them again."""
+
+    volume_preserving = True
+
+    def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if sizes is not None and (len(sizes) < 2 or any(size < 1 for size in sizes)):
+            raise ValueError(
+                f"{name} takes two or more sizes of at least 1, got sizes={tuple(sizes)}. "
+                "Leave sizes out for two halves."
+            )
+        if dim == 0:
+            raise ValueError(
+                f"{name} cannot take dim=0, the batch: streams are made of channels (dim=1) or "
+                "another later dimension."
+            )
+        self.sizes = None if sizes is None else tuple(sizes)
+        self.dim = dim
+
+    def extra_repr(self) -> str:
+        return f"sizes={self.sizes}, dim={self.dim}"
+
+    def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
+        size = x.shape[self.dim]
+        if self.sizes is None and size % 2:
+            raise ValueError(
+                f"{type(self).__name__} halves dimension {self.dim}, whose size is odd: {size} "
+                f"(input shape {tuple(x.shape)}). Give sizes, for instance "
+                f"sizes=({size // 2}, {size - size // 2}), or put InjectivePad before it."
+            )
+        sizes = self.sizes or (size // 2, size // 2)
+        if sum(sizes) != size or size == 0:
+            raise ValueError(
+                f"{type(self).__name__} cuts dimension {self.dim} into sizes {sizes}, "
+                f"{sum(sizes)} in all, got size {size} (input shape {tuple(x.shape)})."
+            )
+        return torch.split(x, sizes, self.dim)
+
+    def _join(self, streams: tuple[Tensor, ...]) -> Tensor:
+        count = 2 if self.sizes is None else len(self.sizes)
+        streams = expect_streams(self, streams, count)
+        first = expect_tensor(self, streams[0], min_dim=_rank_for(self.dim))
+        expected = self.sizes or (first.shape[self.dim],) * 2
+        found = tuple(stream.shape[self.dim] for stream in streams if stream.dim() == first.dim())
+        like = {_without(stream.shape, self.dim) for stream in streams}
+        if found != expected or len(like) > 1:
+            hint = "" if self.sizes else f" For unequal ones give sizes={found}."
+            raise ValueError(
+                f"{type(self).__name__} joins streams of sizes {expected} along dimension "
+                f"{self.dim}, alike in all other dimensions, got shapes "
+                f"{', '.join(str(tuple(stream.shape)) for stream in streams)}.{hint}"
+            )
+        return torch.cat(streams, self.dim)
+
+
+def _rank_for(dim: int) -> int:
+    """The fewest dimensions in which ``dim`` exists and is not the batch."""
+    return max(2, dim + 1 if dim > 0 else 1 - dim)
+
+
+def _without(shape: torch.Size, dim: int) -> tuple[int, ...]:
+    dim %= len(shape)
+    return (*shape[:dim], *shape[dim + 1 :])
+
+
+class Split(_Partition):
+    r"""Cuts a tensor into a tuple of streams; the inverse joins them.
+
+    .. math:: x \mapsto (x_1, \dots, x_k), \qquad x = [x_1 | \dots | x_k]
+
+    The streams are views of the input, as those of :func:`torch.split` are.
+
+    Args:
+        sizes: Sizes of the streams along ``dim``, at least 1 each; two halves by default.
+        dim: Dimension that is cut, not 0; counted from the end if negative.
+
+    Shape:
+        - Input: :math:`(N, C, *)`.
+        - Output: a tuple of :math:`(N, C_i, *)` with :math:`\sum_i C_i = C`.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: If a size or ``dim`` is out of range; when called, if the sizes do not add
+            up to the tensor's, or halves are asked of an odd size.
+
+    Example:
+        >>> x1, x2 = Split(sizes=(1, 2))(torch.randn(4, 3, 8, 8))
+        >>> x1.shape, x2.shape
+        (torch.Size([4, 1, 8, 8]), torch.Size([4, 2, 8, 8]))
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self._cut(x)
+
+    def inverse(self, y: tuple[Tensor, ...]) -> Tensor:
+        return self._join(y)
+
+
+class Merge(_Partition):
+    r"""Joins a tuple of streams to one tensor; the inverse cuts it again.
+
+    .. math:: (x_1, \dots, x_k) \mapsto [x_1 | \dots | x_k]
+
+    Args:
+        sizes: Sizes of the streams along ``dim``, at least 1 each; two equal ones by default.
+        dim: Dimension along which they are joined, not 0; counted from the end if negative.
+
+    Shape:
+        - Input: a tuple of :math:`(N, C_i, *)`.
+        - Output: :math:`(N, C, *)` with :math:`C = \sum_i C_i`.
+
+    Raises:
+        TypeError: When called on anything but a tuple of tensors.
+        ValueError: If a size or ``dim`` is out of range; when called, if the streams have other
+            sizes than those, or differ in another dimension, in dtype or in device.
+
+    Example:
+        >>> Merge()((torch.randn(4, 2, 8, 8), torch.randn(4, 2, 8, 8))).shape
+        torch.Size([4, 4, 8, 8])
+    """
+
+    def forward(self, x: tuple[Tensor, ...]) -> Tensor:
+        return self._join(x)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, ...]:
+        return self._cut(y)

@@ -1,0 +1,116 @@
+"""Streams and channels in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._checks import expect_streams, expect_tensor
+from .._memory_format import memory_format
+from ..module import InvertibleModule, Pair
+from .partition import _rank_for
+
+
+class Swap(InvertibleModule):
+    r"""Exchanges the two streams of a pair.
+
+    .. math:: (x_1, x_2) \mapsto (x_2, x_1)
+
+    Shape:
+        - Input: a pair of tensors.
+        - Output: the same pair in the other order.
+
+    Raises:
+        TypeError: When called on anything but a tuple of tensors.
+        ValueError: When called on a tuple of another length than 2.
+
+    Example:
+        >>> y1, y2 = Swap()((torch.zeros(1, 2), torch.ones(1, 2)))
+        >>> y1
+        tensor([[1., 1.]])
+    """
+
+    volume_preserving = True
+
+    def forward(self, x: Pair) -> Pair:
+        x1, x2 = expect_streams(self, x, 2)
+        return x2, x1
+
+    def inverse(self, y: Pair) -> Pair:
+        y1, y2 = expect_streams(self, y, 2)
+        return y2, y1
+
+
+class Permute(InvertibleModule):
+    r"""Puts channels in another order, fixed or random.
+
+    .. math:: y_{n, c, *} = x_{n, \pi(c), *}
+
+    Args:
+        permutation: :math:`\pi`, the numbers 0 to :math:`C - 1` in some order. It is kept as a
+            buffer, so that a saved network finds its order again.
+        dim: Dimension that is permuted, not 0; counted from the end if negative.
+
+    Shape:
+        - Input: :math:`(N, C, *)`.
+        - Output: :math:`(N, C, *)`.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: If ``permutation`` is none, or ``dim`` is 0; when called, if the tensor has
+            another number of channels.
+
+    Example:
+        >>> Permute([2, 0, 1])(torch.tensor([[10, 11, 12]]))
+        tensor([[12, 10, 11]])
+    """
+
+    volume_preserving = True
+    permutation: Tensor
+
+    def __init__(self, permutation: Sequence[int], dim: int = 1) -> None:
+        super().__init__()
+        order = [int(c) for c in permutation]
+        if not order or sorted(order) != list(range(len(order))):
+            raise ValueError(
+                f"Permute takes the numbers 0 to C - 1 in some order, got {order}. For a random "
+                "order use Permute.random(channels, seed=0)."
+            )
+        if dim == 0:
+            raise ValueError("Permute cannot take dim=0, the batch; channels are dim=1.")
+        self.register_buffer("permutation", torch.tensor(order))
+        self.dim = dim
+
+    @classmethod
+    def random(cls, channels: int, *, seed: int, dim: int = 1) -> Permute:
+        """A permutation drawn uniformly, the same for the same seed.
+
+        Args:
+            channels: :math:`C`, at least 1.
+            seed: Seed of a generator of its own; torch's is left alone.
+            dim: Dimension that is permuted.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.randperm(channels, generator=generator).tolist(), dim)
+
+    def extra_repr(self) -> str:
+        return f"channels={len(self.permutation)}, dim={self.dim}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._select(x, self.permutation)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self._select(y, self.permutation.argsort())
+
+    def _select(self, x: Tensor, order: Tensor) -> Tensor:
+        x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
+        if x.shape[self.dim] != len(order):
+            raise ValueError(
+                f"Permute orders {len(order)} channels along dimension {self.dim}, got "
+                f"{x.shape[self.dim]} (input shape {tuple(x.shape)})."
+            )
+        y = x.index_select(self.dim, order)
+        # index_select returns the default memory format, whatever came.
+        return y.contiguous(memory_format=memory_format(x))

@@ -1,0 +1,154 @@
+"""Space to channels, and back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from .._checks import describe, expect_tensor
+from .._memory_format import is_channels_last
+from ..module import InvertibleModule
+
+Order = Literal["channel-major", "offset-major"]
+
+
+class _PixelShuffling(InvertibleModule):
+    """Moves blocks of pixels to channels, and back, in either order of channels."""
+
+    volume_preserving = True
+
+    def __init__(self, factor: int, *, order: Order = "channel-major") -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"{name} takes a whole factor of at least 1, got {factor!r}.")
+        if order not in ("channel-major", "offset-major"):
+            raise ValueError(
+                f"{name} takes order='channel-major' (as torch.nn.PixelUnshuffle) or "
+                f"'offset-major' (as the released i-RevNet), got {order!r}."
+            )
+        self.factor = factor
+        self.order = order
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}, order={self.order!r}"
+
+    def _to_channels(self, x: Tensor) -> Tensor:
+        x = expect_tensor(self, x, min_dim=3)
+        n, c, *sides = x.shape
+        r = self.factor
+        if any(side % r for side in sides):
+            raise ValueError(
+                f"{type(self).__name__} takes sides that are multiples of its factor {r}, got "
+                f"{describe(x)}. Crop or pad the sides first."
+            )
+        rank = len(sides)
+        pixels = [2 + 2 * i for i in range(rank)]
+        offsets = [3 + 2 * i for i in range(rank)]
+        inner = [1, *offsets] if self.order == "channel-major" else [*offsets, 1]
+        blocks = x.reshape(n, c, *(size for side in sides for size in (side // r, r)))
+        small = [side // r for side in sides]
+        if is_channels_last(x):
+            return blocks.permute(0, *pixels, *inner).reshape(n, *small, -1).movedim(-1, 1)
+        return blocks.permute(0, *inner, *pixels).reshape(n, -1, *small)
+
+    def _to_pixels(self, y: Tensor) -> Tensor:
+        y = expect_tensor(self, y, min_dim=3)
+        n, c, *sides = y.shape
+        r = self.factor
+        rank = len(sides)
+        if c % r**rank:
+            raise ValueError(
+                f"{type(self).__name__} takes a number of channels that is a multiple of "
+                f"{r**rank}, its factor {r} to the power of {rank} spatial dimensions, got "
+                f"{describe(y)}."
+            )
+        c //= r**rank
+        if self.order == "channel-major":
+            channel, offsets = 1, list(range(2, 2 + rank))
+            blocks = y.reshape(n, c, *[r] * rank, *sides)
+        else:
+            channel, offsets = 1 + rank, list(range(1, 1 + rank))
+            blocks = y.reshape(n, *[r] * rank, c, *sides)
+        pixels = range(2 + rank, 2 + 2 * rank)
+        space = [dim for pair in zip(pixels, offsets, strict=True) for dim in pair]
+        large = [side * r for side in sides]
+        if is_channels_last(y):
+            return blocks.permute(0, *space, channel).reshape(n, *large, c).movedim(-1, 1)
+        return blocks.permute(0, channel, *space).reshape(n, c, *large)
+
+
+class PixelUnshuffle(_PixelShuffling):
+    r"""Moves each block of :math:`r \times r` pixels to channels; also in 1 and 3 dimensions.
+
+    .. math:: y_{n,\,c r^2 + i r + j,\,h,\,w} = x_{n,\,c,\,h r + i,\,w r + j}
+
+    That is ``order="channel-major"``, the order of :class:`torch.nn.PixelUnshuffle`. With
+    ``order="offset-major"`` the output channel is :math:`(i r + j) C + c`, as in the released
+    i-RevNet and in TensorFlow's ``space_to_depth``.
+
+    Args:
+        factor: :math:`r`, at least 1.
+        order: Which index of the new channels is slowest: ``"channel-major"`` the input channel,
+            ``"offset-major"`` the place in the block.
+
+    Shape:
+        - Input: :math:`(N, C, *)` with one or more spatial dimensions, multiples of :math:`r`.
+        - Output: :math:`(N, C r^d, */r)` for :math:`d` spatial dimensions.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: If an argument is out of range; when called, if a side is no multiple of
+            ``factor``, or there is no spatial dimension.
+
+    References:
+        Shi et al., *Real-Time Single Image and Video Super-Resolution* (2016), section 3.2, for
+        the inverse, https://arxiv.org/abs/1609.05158; Jacobsen et al., *i-RevNet* (2018),
+        section 3.1, https://arxiv.org/abs/1802.07088.
+
+    Example:
+        >>> layer = PixelUnshuffle(2)
+        >>> layer(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 12, 4, 4])
+        >>> layer(torch.randn(1, 3, 8)).shape
+        torch.Size([1, 6, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._to_channels(x)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self._to_pixels(y)
+
+
+class PixelShuffle(_PixelShuffling):
+    r"""Moves channels to blocks of pixels: the inverse of :class:`PixelUnshuffle`.
+
+    Args:
+        factor: :math:`r`, at least 1.
+        order: Which index of the input channels is slowest, as in :class:`PixelUnshuffle`.
+
+    Shape:
+        - Input: :math:`(N, C r^d, *)` with :math:`d \ge 1` spatial dimensions.
+        - Output: :math:`(N, C, r *)`.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: If an argument is out of range; when called, if the channels are no multiple
+            of :math:`r^d`, or there is no spatial dimension.
+
+    References:
+        Shi et al., *Real-Time Single Image and Video Super-Resolution* (2016), section 3.2,
+        https://arxiv.org/abs/1609.05158.
+
+    Example:
+        >>> PixelShuffle(2)(torch.randn(1, 12, 4, 4)).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._to_pixels(x)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self._to_channels(y)

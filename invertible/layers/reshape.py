@@ -1,0 +1,88 @@
+"""The same numbers in another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor
+
+from .._checks import describe, expect_tensor
+from ..module import InvertibleModule
+
+
+class Reshape(InvertibleModule):
+    """Gives each example another shape, the numbers in the same order.
+
+    Args:
+        input_shape: Shape of one example, without the batch.
+        output_shape: Its new shape, of as many numbers.
+
+    Shape:
+        - Input: :math:`(N, *)` with ``*`` the ``input_shape``.
+        - Output: :math:`(N, *)` with ``*`` the ``output_shape``.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: If the shapes hold different counts of numbers; when called on a tensor of
+            another shape.
+
+    Example:
+        >>> Reshape((3, 4, 4), (12, 2, 2))(torch.randn(5, 3, 4, 4)).shape
+        torch.Size([5, 12, 2, 2])
+    """
+
+    volume_preserving = True
+
+    def __init__(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.input_shape = tuple(input_shape)
+        self.output_shape = tuple(output_shape)
+        sizes = self.input_shape + self.output_shape
+        if min(sizes, default=1) < 1 or prod(self.input_shape) != prod(self.output_shape):
+            raise ValueError(
+                f"{type(self).__name__} takes two shapes of as many numbers, got "
+                f"{self.input_shape} ({prod(self.input_shape)} numbers) and {self.output_shape} "
+                f"({prod(self.output_shape)}). Leave the batch out, and give every size."
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.input_shape} -> {self.output_shape}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._reshape(x, self.input_shape, self.output_shape)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return self._reshape(y, self.output_shape, self.input_shape)
+
+    def _reshape(self, x: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+        x = expect_tensor(self, x, min_dim=1)
+        if x.shape[1:] != old:
+            raise ValueError(
+                f"{type(self).__name__} takes examples of shape {old} behind the batch, got "
+                f"{describe(x)}."
+            )
+        return x.reshape(x.shape[0], *new)
+
+
+class Flatten(Reshape):
+    """Makes each example a vector; the inverse gives it its shape back.
+
+    Args:
+        input_shape: Shape of one example, without the batch: the inverse needs it.
+
+    Shape:
+        - Input: :math:`(N, *)` with ``*`` the ``input_shape``.
+        - Output: :math:`(N, L)` with :math:`L` the product of ``input_shape``.
+
+    Raises:
+        TypeError: When called on anything but a tensor.
+        ValueError: When called on a tensor of another shape.
+
+    Example:
+        >>> Flatten((3, 4, 4))(torch.randn(5, 3, 4, 4)).shape
+        torch.Size([5, 48])
+    """
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__(input_shape, (prod(input_shape),))

@@ -1,0 +1,204 @@
+"""The contract that every layer keeps, and a layer with its directions swapped."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .trace import no_trace, tensors
+
+Pair = tuple[Tensor, Tensor]
+State = Tensor | tuple[Tensor, ...]
+Step = Callable[["InvertibleModule", Any, Any], Any]
+
+
+def call(layer: InvertibleModule, x: Any, context: Any) -> Any:
+    """Runs a layer, with the context if it takes one."""
+    return layer(x, context) if layer.conditional else layer(x)
+
+
+def call_inverse(layer: InvertibleModule, y: Any, context: Any) -> Any:
+    """Runs a layer backwards, with the context if it takes one."""
+    inverse: Any = layer.inverse  # the abstract one takes no context
+    return inverse(y, context) if layer.conditional else inverse(y)
+
+
+def collecting_log_dets(log_dets: list[Tensor]) -> Step:
+    """Like :func:`call`, with every layer's log-determinant put aside."""
+
+    def step(layer: InvertibleModule, x: Any, context: Any) -> Any:
+        y, log_det = layer.forward_and_log_det(x, context if layer.conditional else None)
+        log_dets.append(log_det)
+        return y
+
+    return step
+
+
+def collecting_inverse_log_dets(log_dets: list[Tensor]) -> Step:
+    """Like :func:`call_inverse`, with every layer's log-determinant put aside."""
+
+    def step(layer: InvertibleModule, y: Any, context: Any) -> Any:
+        x, log_det = layer.inverse_and_log_det(y, context if layer.conditional else None)
+        log_dets.append(log_det)
+        return x
+
+    return step
+
+
+def zero_log_det(state: Any) -> Tensor:
+    """The log-determinant of a layer that preserves volume, one zero an example."""
+    first = next(tensors(state))
+    return first.new_zeros(first.shape[0])
+
+
+class InvertibleModule(nn.Module, ABC):
+    r"""A layer that can be run backwards: the base class of all layers.
+
+    A layer takes one *state*, a tensor or a tuple of tensors, and returns one state.
+    Subclasses define :meth:`forward` and :meth:`inverse`; everything else is derived. The
+    laws, which :func:`invertible.testing.inversecheck` checks:
+
+    - ``inverse(forward(x))`` is ``x`` up to rounding; for a :attr:`bijective` layer also
+      ``forward(inverse(y))`` is ``y``.
+    - ``inverse`` leaves no trace: buffers, random number generators and the mode are
+      afterwards what they were, also in train mode (see :class:`invertible.no_trace`).
+    - dtype, device and memory format go through, and both directions are differentiable.
+
+    A layer that uses a context takes it as a second argument, ``forward(x, context)`` and
+    ``inverse(y, context)``, and has :attr:`conditional` True; compositions hand their context
+    to exactly those layers.
+
+    Example:
+        >>> class Negate(InvertibleModule):
+        ...     volume_preserving = True
+        ...
+        ...     def forward(self, x):
+        ...         return -x
+        ...
+        ...     def inverse(self, y):
+        ...         return -y
+        >>> x = torch.randn(2, 3)
+        >>> torch.equal(Negate().inverse(Negate()(x)), x)
+        True
+    """
+
+    @property
+    def bijective(self) -> bool:
+        """Whether every output has a pre-image: False for a layer with a left inverse only."""
+        return True
+
+    @property
+    def volume_preserving(self) -> bool:
+        """Whether the Jacobian's determinant is 1 or -1 everywhere: the log-determinant is 0."""
+        return False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the layer takes a context as its second argument."""
+        return False
+
+    @abstractmethod
+    def forward(self, x: Any) -> Any:
+        """Maps a state to a state."""
+
+    @abstractmethod
+    def inverse(self, y: Any) -> Any:
+        """Maps an output of :meth:`forward` back to its input, and leaves no trace."""
+
+    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
+        r"""Returns the output and :math:`\log |\det \partial y / \partial x|`, in one pass.
+
+        Shape:
+            - Input: a state.
+            - Output: a state, and a tensor :math:`(N,)`.
+
+        Raises:
+            NotImplementedError: If the layer defines no log-determinant.
+        """
+        self._require_volume_preserving()
+        return call(self, x, context), zero_log_det(x)
+
+    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+        r"""Returns the pre-image and :math:`\log |\det \partial x / \partial y|`, in one pass.
+
+        Shape:
+            - Input: a state.
+            - Output: a state, and a tensor :math:`(N,)`.
+
+        Raises:
+            NotImplementedError: If the layer defines no log-determinant.
+        """
+        self._require_volume_preserving()
+        return call_inverse(self, y, context), zero_log_det(y)
+
+    def _require_volume_preserving(self) -> None:
+        if not self.volume_preserving:
+            raise NotImplementedError(
+                f"{type(self).__name__} defines no log-determinant. A layer with a constant one "
+                "of 0 sets volume_preserving = True; any other overrides forward_and_log_det and "
+                "inverse_and_log_det."
+            )
+
+
+class Inverse(InvertibleModule):
+    """A layer with its directions swapped; parameters are shared with the layer.
+
+    ``Inverse(Inverse(layer))`` is ``layer`` itself.
+
+    Args:
+        layer: A bijective layer.
+
+    Shape:
+        - Input: the output of ``layer``.
+        - Output: the input of ``layer``.
+
+    Raises:
+        TypeError: If ``layer`` is not an :class:`InvertibleModule`.
+        ValueError: If ``layer`` is not bijective: its inverse has no inverse.
+
+    Example:
+        >>> layer = Inverse(PixelUnshuffle(2))
+        >>> layer(torch.randn(1, 12, 4, 4)).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    # Without arguments when a copy or a pickle is made.
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        layer = args[0] if args else kwargs.get("layer")
+        return layer.layer if isinstance(layer, Inverse) else super().__new__(cls)
+
+    def __init__(self, layer: InvertibleModule) -> None:
+        super().__init__()
+        if not isinstance(layer, InvertibleModule):
+            raise TypeError(f"Inverse takes an invertible layer, got a {type(layer).__name__}.")
+        if not layer.bijective:
+            raise ValueError(
+                f"Inverse takes a bijective layer, and {type(layer).__name__} has a left inverse "
+                "only: use its inverse method."
+            )
+        self.layer = layer
+
+    @property
+    def volume_preserving(self) -> bool:
+        return self.layer.volume_preserving
+
+    @property
+    def conditional(self) -> bool:
+        return self.layer.conditional
+
+    def forward(self, x: Any, context: Any = None) -> Any:
+        return call_inverse(self.layer, x, context)
+
+    def inverse(self, y: Any, context: Any = None) -> Any:
+        with no_trace(self.layer, y):
+            return call(self.layer, y, context)
+
+    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
+        return self.layer.inverse_and_log_det(x, context)
+
+    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+        with no_trace(self.layer, y):
+            return self.layer.forward_and_log_det(y, context)

@@ -1,0 +1,1 @@
+"""Checks of the laws that every layer keeps, for your own layers too."""

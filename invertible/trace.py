@@ -1,0 +1,114 @@
+"""Evaluating a module without leaving a trace in its buffers or in the random generators."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Buffers and the default generators belong to the whole process: whoever swaps them out for
+# a while holds this lock, so that two threads inverting one network cannot mix them up.
+lock = threading.RLock()
+
+
+def tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors in a state or a context, however nested in tuples, lists and dicts."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple | list):
+        for part in state:
+            yield from tensors(part)
+    elif isinstance(state, dict):
+        yield from tensors(list(state.values()))
+
+
+def accelerators(state: Any) -> list[torch.device]:
+    """The devices other than the CPU that a state lies on: those whose generators it may use."""
+    found = {x.device: None for x in tensors(state) if x.device.type not in ("cpu", "meta")}
+    return list(found)
+
+
+def get_rng_states(devices: list[torch.device]) -> list[Tensor]:
+    """The states of the CPU's default generator and of each device's."""
+    states = [torch.get_rng_state()]
+    for device in devices:
+        module = torch.get_device_module(device)
+        # torch.mps has one device, and takes none.
+        states.append(module.get_rng_state(*[] if device.type == "mps" else [device]))
+    return states
+
+
+def set_rng_states(devices: list[torch.device], states: list[Tensor]) -> None:
+    """Puts back what :func:`get_rng_states` returned for the same devices."""
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        module = torch.get_device_module(device)
+        module.set_rng_state(state, *[] if device.type == "mps" else [device])
+
+
+Buffers = list[tuple[dict[str, Tensor | None], str, Tensor]]
+
+
+def own_buffers(module: nn.Module) -> Buffers:
+    """Every buffer in a module, with the place that holds it."""
+    return [
+        (part._buffers, name, buffer)
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+
+
+class no_trace:  # noqa: N801 - a context manager, named as torch.no_grad is
+    """Context in which a module can be evaluated without a trace.
+
+    Inside it, the module's buffers are copies and the random generators run on; afterwards
+    the buffers and the generators of the CPU and of the state's devices are what they were. A
+    layer's ``inverse`` evaluates its sub-networks in it, so that inverting in train mode
+    neither counts a batch twice in BatchNorm's running statistics nor shifts what dropout
+    draws next.
+
+    The layers of this library do so by themselves; it is for your own. Threads take turns in
+    it, since the generators are shared by the process.
+
+    Args:
+        module: What will be evaluated.
+        state: The state that it will be evaluated on, which tells the devices.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(3).train()
+        >>> x = torch.randn(8, 3)
+        >>> with no_trace(norm, x):
+        ...     y = norm(x)
+        >>> norm.num_batches_tracked.item()
+        0
+    """
+
+    def __init__(self, module: nn.Module, state: Any) -> None:
+        self.module = module
+        self.state = state
+
+    def __enter__(self) -> None:
+        lock.acquire()
+        self.devices = accelerators(self.state)
+        self.rng_states = get_rng_states(self.devices)
+        self.buffers = own_buffers(self.module)
+        with torch.no_grad():
+            copies = {id(buffer): buffer.clone() for _, _, buffer in self.buffers}
+        for place, name, buffer in self.buffers:
+            place[name] = copies[id(buffer)]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for place, name, buffer in self.buffers:
+            place[name] = buffer
+        set_rng_states(self.devices, self.rng_states)
+        lock.release()
