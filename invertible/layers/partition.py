@@ -50,7 +50,7 @@ class _Partition(InvertibleModule):
                 f"{type(self).__name__} cuts dimension {self.dim} into sizes {sizes}, "
                 f"{sum(sizes)} in all, got size {size} (input shape {tuple(x.shape)})."
             )
-        return torch.split(x, sizes, self.dim)
+        return torch.split(x, list(sizes), self.dim)
 
     def _join(self, streams: tuple[Tensor, ...]) -> Tensor:
         count = 2 if self.sizes is None else len(self.sizes)
