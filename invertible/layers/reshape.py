@@ -8,6 +8,7 @@ from math import prod
 from torch import Tensor
 
 from .._checks import describe, expect_tensor
+from .._memory_format import memory_format
 from ..module import InvertibleModule
 
 
@@ -62,7 +63,8 @@ class Reshape(InvertibleModule):
                 f"{type(self).__name__} takes examples of shape {old} behind the batch, got "
                 f"{describe(x)}."
             )
-        return x.reshape(x.shape[0], *new)
+        y = x.reshape(x.shape[0], *new)
+        return y.contiguous(memory_format=memory_format(x)) if y.dim() == x.dim() else y
 
 
 class Flatten(Reshape):

@@ -1,1 +1,8 @@
-"""Checks of the laws that every layer keeps, for your own layers too."""
+"""Checks of the laws that every layer keeps, for your own layers too.
+
+:mod:`invertible.testing.strategies` has the Hypothesis strategies; it alone needs Hypothesis.
+"""
+
+from .inverse import LAWS, InversecheckError, inversecheck
+
+__all__ = ["LAWS", "InversecheckError", "inversecheck"]

@@ -1,0 +1,457 @@
+"""The laws of a layer, checked in the manner of ``torch.autograd.gradcheck``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import describe
+from .._memory_format import memory_format
+from ..module import InvertibleModule, State, call, call_inverse
+from ..trace import accelerators, get_rng_states, no_trace, tensors
+
+# The Jacobian takes a backward pass a number: at most so many in a state.
+JACOBIAN_LIMIT = 256
+
+
+class InversecheckError(AssertionError):
+    """A layer breaks a law; the message names the law, the place and the size."""
+
+
+def inversecheck(
+    layer: InvertibleModule,
+    x: State,
+    context: Any = None,
+    *,
+    y: State | None = None,
+    tolerance: float | None = None,
+    laws: Collection[str] | None = None,
+    raise_exception: bool = True,
+) -> bool:
+    r"""Checks that a layer keeps the laws of :class:`invertible.InvertibleModule` at one input.
+
+    The laws, by name:
+
+    - ``state``: both directions return a tensor or a tuple of tensors.
+    - ``inverse undoes forward``, and for a bijective layer ``forward undoes inverse``, starting
+      from ``y``.
+    - ``dtype and device`` and ``memory format`` go through.
+    - ``input untouched``: neither direction changes its argument in place.
+    - ``no trace``: after ``inverse``, the buffers, the parameters, the modes and the random
+      generators are what they were.
+    - ``differentiable``: the gradient of ``inverse(forward(x))`` is that of the identity, within
+      1e-6 in float64 and within 0.1 in other dtypes, where rounding flips the masks of ReLUs.
+    - ``log-determinant``: it has the shape :math:`(N,)`, comes with the same output as
+      ``forward`` does and agrees with the Jacobian that autograd gives, which is computed for
+      states of at most 256 numbers. Passed over by a layer that defines none.
+
+    The layer is checked in the mode that it is in; check twice for train and eval mode. Each
+    evaluation starts from the same buffers and the same random state, so that a layer with
+    dropout draws one mask. (A composition of several draws their masks in the other order when
+    it is inverted: check it in eval mode.) Nothing is left behind: buffers, gradients and
+    generators are untouched.
+
+    Args:
+        layer: The layer to check.
+        x: An input. Take float64 for tight tolerances, and a memory format other than the
+            default to see it go through.
+        context: What a conditional layer takes as its second argument.
+        y: An output for ``forward undoes inverse``; by default the numbers of ``layer(x)``,
+            shuffled.
+        tolerance: Largest error allowed, relative to the largest magnitude in the states;
+            ``eps ** (2/3)`` of the dtype by default: 4e-11 in float64, 2e-5 in float32.
+        laws: Names of the laws to check; all by default.
+        raise_exception: Whether a violation raises; otherwise it is returned.
+
+    Returns:
+        True when all laws hold, False when one is broken and ``raise_exception`` is False.
+
+    Raises:
+        InversecheckError: If a law is broken.
+        ValueError: If ``laws`` has an unknown name.
+
+    Example:
+        >>> layer = PixelUnshuffle(2)
+        >>> from invertible.testing import inversecheck
+        >>> inversecheck(layer, torch.randn(1, 3, 4, 4, dtype=torch.float64))
+        True
+    """
+    unknown = set(laws or ()) - set(LAWS)
+    if unknown:
+        raise ValueError(f"inversecheck knows the laws {list(LAWS)}, got {sorted(unknown)}.")
+    subject = _Subject(layer, x, context, y, tolerance)
+    try:
+        for name in LAWS if laws is None else laws:
+            LAWS[name](subject)
+    except InversecheckError:
+        if raise_exception:
+            raise
+        return False
+    return True
+
+
+class _Subject:
+    """A layer at one input, evaluated without a trace."""
+
+    def __init__(
+        self,
+        layer: InvertibleModule,
+        x: State,
+        context: Any,
+        y: State | None,
+        tolerance: float | None,
+    ) -> None:
+        self.layer = layer
+        self.x = _detached(x)
+        self.context = context
+        self.given_y = y
+        self.dtype = next(tensors(x)).dtype
+        floating = self.dtype.is_floating_point
+        eps = torch.finfo(self.dtype).eps if floating else 0.0
+        self.tolerance = eps ** (2 / 3) if tolerance is None else tolerance
+
+    def evaluate(self, direction: Callable[..., Any], state: State) -> Any:
+        with no_trace(self.layer, (state, self.context)):
+            return direction(self.layer, state, self.context)
+
+    def forward(self) -> State:
+        with torch.no_grad():
+            y: State = self.evaluate(call, self.x)
+        return y
+
+    def fail(self, law: str, message: str) -> None:
+        raise InversecheckError(f"{type(self.layer).__name__} breaks the law {law!r}: {message}")
+
+    def require_close(
+        self, law: str, found: State, expected: State, what: str, other_end: State
+    ) -> None:
+        """Fails unless two states agree, and names the worst place.
+
+        Rounding is relative to the largest number on the way, of which both ends are seen.
+        """
+        if _shapes(found) != _shapes(expected):
+            self.fail(law, f"{what} is {describe(found)}, expected {describe(expected)}.")
+        scale = max(_magnitude(part) for part in tensors((expected, other_end)))
+        allowed = self.tolerance * scale
+        for stream, (one, other) in enumerate(zip(tensors(found), tensors(expected), strict=True)):
+            error = _distance(one, other)
+            if error.numel() == 0:
+                continue
+            # NaN counts as the worst error, so not "largest > allowed".
+            error = error.nan_to_num(nan=float("inf"))
+            largest = error.max().item()
+            if not largest <= allowed:
+                place = tuple(
+                    int(i) for i in torch.unravel_index(error.argmax(), tuple(error.shape))
+                )
+                of = f" of stream {stream}" if isinstance(expected, tuple) else ""
+                self.fail(
+                    law,
+                    f"{what} is wrong by {largest:.3g} at index {place}{of} (expected "
+                    f"{other[place].item():.6g}, got {one[place].item():.6g}); allowed is "
+                    f"{allowed:.3g}, {self.tolerance:.2g} times the largest magnitude.",
+                )
+
+
+def _state(subject: _Subject) -> None:
+    y = subject.forward()
+    with torch.no_grad():
+        x = subject.evaluate(call_inverse, y) if _is_state(y) else subject.x
+    for direction, state in (("forward", y), ("inverse", x)):
+        if not _is_state(state):
+            subject.fail(
+                "state",
+                f"{direction} returned {describe(state)}, expected a tensor or a tuple of tensors.",
+            )
+
+
+def _inverse_undoes_forward(subject: _Subject) -> None:
+    y = subject.forward()
+    with torch.no_grad():
+        found = subject.evaluate(call_inverse, y)
+    subject.require_close("inverse undoes forward", found, subject.x, "inverse(forward(x))", y)
+
+
+def _forward_undoes_inverse(subject: _Subject) -> None:
+    if not subject.layer.bijective:
+        return
+    y = subject.given_y if subject.given_y is not None else _shuffled(subject.forward())
+    with torch.no_grad():
+        x = subject.evaluate(call_inverse, y)
+        found = subject.evaluate(call, x)
+    subject.require_close(
+        "forward undoes inverse",
+        found,
+        y,
+        "the layer calls itself bijective, and forward(inverse(y))",
+        x,
+    )
+
+
+def _dtype_and_device(subject: _Subject) -> None:
+    y = subject.forward()
+    with torch.no_grad():
+        back = subject.evaluate(call_inverse, y)
+    expected = _kinds(subject.x)
+    for direction, state in (("forward", y), ("inverse", back)):
+        if not _kinds(state) <= expected:
+            subject.fail(
+                "dtype and device",
+                f"{direction} returned {_listed(_kinds(state))}, expected {_listed(expected)}.",
+            )
+
+
+def _memory_format(subject: _Subject) -> None:
+    y = subject.forward()
+    with torch.no_grad():
+        x = subject.evaluate(call_inverse, y)
+    for direction, given, state in (("forward", subject.x, y), ("inverse", y, x)):
+        for rank in (4, 5):
+            expected, found = _formats(given, rank), _formats(state, rank)
+            if len(expected) == 1 and None not in expected and not found <= {*expected, None}:
+                subject.fail(
+                    "memory format",
+                    f"{direction} returned {_listed(found)}, expected {_listed(expected)}.",
+                )
+
+
+def _input_untouched(subject: _Subject) -> None:
+    y = subject.forward()
+    for name, direction, state in (("forward", call, subject.x), ("inverse", call_inverse, y)):
+        given = _detached(state)
+        with torch.no_grad():
+            subject.evaluate(direction, given)
+        if not _same(given, state):
+            subject.fail("input untouched", f"{name} changed its argument in place.")
+
+
+def _no_trace(subject: _Subject) -> None:
+    layer = subject.layer
+    y = subject.forward()
+    with torch.no_grad(), no_trace(layer, (y, subject.context)):
+        devices = accelerators((y, subject.context))
+        rng = get_rng_states(devices)
+        values = {name: value.clone() for name, value in _named_tensors(layer)}
+        modes = {name: part.training for name, part in layer.named_modules()}
+        call_inverse(layer, y, subject.context)
+        changed = [
+            name
+            for name, value in _named_tensors(layer)
+            if name not in values or not torch.equal(value, values[name])
+        ]
+        changed += [
+            f"{name or 'layer'}.training"
+            for name, part in layer.named_modules()
+            if part.training != modes.get(name)
+        ]
+        if not all(map(torch.equal, get_rng_states(devices), rng)):
+            changed.append("the random generator")
+    if changed:
+        subject.fail(
+            "no trace",
+            f"inverse changed {', '.join(changed)}. Evaluate sub-networks in inverse with "
+            "invertible.no_trace.",
+        )
+
+
+def _differentiable(subject: _Subject) -> None:
+    if not subject.dtype.is_floating_point:
+        return
+    law = "differentiable"
+    x = _detached(subject.x, requires_grad=True)
+    leaves = list(tensors(x))
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
+    with torch.enable_grad():
+        back = list(tensors(subject.evaluate(call_inverse, subject.evaluate(call, x))))
+        if not all(part.requires_grad for part in back):
+            subject.fail(law, "no gradient flows through inverse(forward(x)).")
+        gradients = torch.autograd.grad(back, leaves, weights, allow_unused=True)
+    allowed = 1e-6 if subject.dtype == torch.float64 else 0.1
+    for stream, (gradient, weight) in enumerate(zip(gradients, weights, strict=True)):
+        of = f" stream {stream} of" if isinstance(x, tuple) else ""
+        if gradient is None:
+            subject.fail(law, f"no gradient reaches{of} the input through inverse(forward(x)).")
+            continue
+        error = ((gradient - weight).norm() / weight.norm().clamp_min(1e-30)).item()
+        if not error <= allowed:
+            subject.fail(
+                law,
+                f"the gradient of inverse(forward(x)) with respect to{of} the input is wrong by "
+                f"{error:.3g} of its norm; allowed is {allowed:g}.",
+            )
+
+
+def _log_determinant(subject: _Subject) -> None:
+    y = subject.forward()
+    if not _defines_log_det(subject):
+        return
+    for name, direction, plain, state in (
+        ("forward", InvertibleModule.forward_and_log_det, call, subject.x),
+        ("inverse", InvertibleModule.inverse_and_log_det, call_inverse, y),
+    ):
+        method = direction.__name__
+        with torch.no_grad():
+            result, log_det = subject.evaluate(
+                lambda layer, state, context, method=method: getattr(layer, method)(state, context),
+                state,
+            )
+            expected = subject.evaluate(plain, state)
+        subject.require_close("log-determinant", result, expected, f"the state of {method}", state)
+        batch = next(tensors(state)).shape[0]
+        if log_det.shape != (batch,):
+            subject.fail(
+                "log-determinant",
+                f"{method} returned one of shape {tuple(log_det.shape)}, expected ({batch},).",
+            )
+        if subject.dtype.is_floating_point and _count(state) <= JACOBIAN_LIMIT:
+            _compare_with_jacobian(subject, name, plain, state, log_det)
+
+
+def _defines_log_det(subject: _Subject) -> bool:
+    try:
+        with torch.no_grad():
+            subject.evaluate(
+                lambda layer, x, context: layer.forward_and_log_det(x, context), subject.x
+            )
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _compare_with_jacobian(
+    subject: _Subject, name: str, direction: Callable[..., Any], state: State, log_det: Tensor
+) -> None:
+    batch = log_det.shape[0]
+
+    def function(*leaves: Tensor) -> Tensor:
+        given = leaves if isinstance(state, tuple) else leaves[0]
+        return _by_example(subject.evaluate(direction, given))
+
+    with torch.enable_grad():
+        rows = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+            function, tuple(tensors(state))
+        )
+    # (example, number, example, number), whatever the streams' shapes were
+    jacobian = torch.cat([part.flatten(3) for part in rows], 3).double()
+    size = jacobian.shape[1]
+    if jacobian.shape[3] != size:
+        subject.fail("log-determinant", f"the Jacobian of {name} is not square.")
+    if batch > 1 and _couples_examples(jacobian):
+        full = jacobian.reshape(batch * size, batch * size)
+        expected, found = full.slogdet().logabsdet[None], log_det.double().sum()[None]
+    else:
+        blocks = torch.stack([jacobian[n, :, n] for n in range(batch)])
+        expected, found = blocks.slogdet().logabsdet, log_det.double()
+    error = (found - expected).abs().max().item()
+    # A rounding error a number, and the Jacobian's own.
+    allowed = 10 * subject.tolerance * size * max(1.0, expected.abs().max().item())
+    if not error <= allowed:
+        subject.fail(
+            "log-determinant",
+            f"that of {name} is {found.tolist()}, the Jacobian's {expected.tolist()}; allowed is "
+            f"a difference of {allowed:.3g}.",
+        )
+
+
+LAWS: dict[str, Callable[[_Subject], None]] = {
+    "state": _state,
+    "input untouched": _input_untouched,
+    "inverse undoes forward": _inverse_undoes_forward,
+    "forward undoes inverse": _forward_undoes_inverse,
+    "dtype and device": _dtype_and_device,
+    "memory format": _memory_format,
+    "no trace": _no_trace,
+    "differentiable": _differentiable,
+    "log-determinant": _log_determinant,
+}
+
+
+def _is_state(state: Any) -> bool:
+    parts = state if isinstance(state, tuple) else (state,)
+    return len(parts) > 0 and all(isinstance(part, Tensor) for part in parts)
+
+
+def _detached(state: State, *, requires_grad: bool = False) -> State:
+    """A copy in the same memory format, with the graph cut."""
+    if isinstance(state, tuple):
+        return tuple(_copy(part).requires_grad_(requires_grad) for part in state)
+    return _copy(state).requires_grad_(requires_grad)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.detach().clone(memory_format=torch.preserve_format)
+
+
+def _shuffled(state: State) -> State:
+    """The same numbers in other places: an output that the layer did not make."""
+    parts = list(tensors(state))
+    numbers = torch.cat([part.flatten() for part in parts])
+    generator = torch.Generator().manual_seed(0)
+    numbers = numbers[torch.randperm(len(numbers), generator=generator).to(numbers.device)]
+    pieces = torch.split(numbers, [part.numel() for part in parts])
+    # empty_like keeps the memory format
+    shuffled = [
+        torch.empty_like(part).copy_(piece.view(part.shape))
+        for part, piece in zip(parts, pieces, strict=True)
+    ]
+    return tuple(shuffled) if isinstance(state, tuple) else shuffled[0]
+
+
+def _shapes(state: Any) -> Any:
+    return tuple(map(_shapes, state)) if isinstance(state, tuple) else tuple(state.shape)
+
+
+def _magnitude(x: Tensor) -> float:
+    finite = x.abs().nan_to_num(posinf=0.0) if x.dtype.is_floating_point else x.abs()
+    return finite.max().item() if x.numel() else 0.0
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs().double() if one.dtype.is_floating_point else (one != other).double()
+
+
+def _kinds(state: State) -> set[str]:
+    return {f"{part.dtype} on {part.device}" for part in tensors(state)}
+
+
+def _formats(state: State, rank: int) -> set[torch.memory_format | None]:
+    """The memory formats in a state; None where strides do not tell: one channel, one pixel."""
+    return {
+        memory_format(part) if part.shape[1] > 1 and part[0, 0].numel() > 1 else None
+        for part in tensors(state)
+        if part.dim() == rank
+    }
+
+
+def _listed(things: Collection[object]) -> str:
+    return ", ".join(sorted(map(str, things)))
+
+
+def _same(one: State, other: State) -> bool:
+    return all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in zip(tensors(one), tensors(other), strict=True)
+    )
+
+
+def _named_tensors(layer: InvertibleModule) -> list[tuple[str, Tensor]]:
+    return [*layer.named_parameters(), *layer.named_buffers()]
+
+
+def _count(state: State) -> int:
+    return sum(part.numel() for part in tensors(state))
+
+
+def _by_example(state: State) -> Tensor:
+    """A state as ``(N, L)``: all numbers of an example in a row."""
+    return torch.cat([part.flatten(1) for part in tensors(state)], 1)
+
+
+def _couples_examples(jacobian: Tensor) -> bool:
+    """Whether an example depends on another, as behind batch statistics."""
+    batch = jacobian.shape[0]
+    return any(jacobian[n, :, m].any() for n in range(batch) for m in range(batch) if n != m)

@@ -1,0 +1,88 @@
+"""Every layer of the library, a line each: a new layer joins the laws here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+from invertible import (
+    AdditiveCoupling,
+    Flatten,
+    InjectivePad,
+    Inverse,
+    InvertibleModule,
+    InvertibleSequential,
+    Merge,
+    Parallel,
+    Permute,
+    PixelShuffle,
+    PixelUnshuffle,
+    Reshape,
+    Split,
+    State,
+    Swap,
+)
+from invertible.testing.strategies import image_shapes, pairs, tensors
+
+
+class Case(NamedTuple):
+    """A layer made for a state, and the states that it takes."""
+
+    make: Callable[[State], InvertibleModule]
+    states: Callable[..., st.SearchStrategy[State]]
+
+
+def network(x: torch.Tensor, dropout: float = 0.0) -> nn.Module:
+    """A sub-network from a stream to one like it, with batch statistics."""
+    c = x.shape[1]
+    return nn.Sequential(
+        nn.BatchNorm2d(c),
+        nn.Conv2d(c, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.Dropout(dropout),
+        nn.Conv2d(4, c, 1),
+    )
+
+
+def block(x: State) -> InvertibleSequential:
+    return InvertibleSequential(
+        AdditiveCoupling(network(x[1])), Swap(), AdditiveCoupling(network(x[0])), Swap()
+    )
+
+
+def fours(**options) -> st.SearchStrategy[State]:
+    return tensors(image_shapes(multiple=4), **options)
+
+
+def signals(**options) -> st.SearchStrategy[State]:
+    return tensors(image_shapes(rank=1), **options)
+
+
+def volumes(**options) -> st.SearchStrategy[State]:
+    return tensors(image_shapes(rank=3, max_batch=1), **options)
+
+
+LAYERS = {
+    "AdditiveCoupling": Case(lambda x: AdditiveCoupling(network(x[1], dropout=0.3)), pairs),
+    "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
+    "InjectivePad": Case(lambda _: InjectivePad(3), tensors),
+    "InjectivePad of width": Case(lambda _: InjectivePad(1, dim=-1, tolerance=1e-3), tensors),
+    "Inverse": Case(lambda x: Inverse(block(x)), pairs),
+    "InvertibleSequential": Case(block, pairs),
+    "Merge": Case(lambda _: Merge(), pairs),
+    "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
+    "Parallel": Case(lambda _: Parallel(PixelUnshuffle(2), PixelUnshuffle(1)), pairs),
+    "Permute": Case(lambda x: Permute.random(x.shape[1], seed=0), tensors),
+    "PixelShuffle": Case(lambda _: PixelShuffle(2), fours),
+    "PixelShuffle of offsets": Case(lambda _: PixelShuffle(2, order="offset-major"), fours),
+    "PixelUnshuffle": Case(lambda _: PixelUnshuffle(2), tensors),
+    "PixelUnshuffle of offsets": Case(lambda _: PixelUnshuffle(2, order="offset-major"), tensors),
+    "PixelUnshuffle of signals": Case(lambda _: PixelUnshuffle(2), signals),
+    "PixelUnshuffle of volumes": Case(lambda _: PixelUnshuffle(2), volumes),
+    "Reshape": Case(lambda x: Reshape(x.shape[1:], x.shape[:0:-1]), tensors),
+    "Split": Case(lambda _: Split(), tensors),
+    "Split in sizes": Case(lambda x: Split((1, x.shape[1] - 1)), tensors),
+    "Swap": Case(lambda _: Swap(), pairs),
+}

@@ -1,0 +1,96 @@
+"""Every law of the contract, for every layer and for compositions drawn at random."""
+
+import pytest
+import torch
+from hypothesis import given, note
+from hypothesis import strategies as st
+from registry import LAYERS, network
+
+import invertible
+from invertible import (
+    AdditiveCoupling,
+    InvertibleSequential,
+    Merge,
+    Parallel,
+    Permute,
+    PixelShuffle,
+    PixelUnshuffle,
+    Split,
+    Swap,
+)
+from invertible.testing import LAWS, inversecheck
+from invertible.testing.strategies import image_shapes, pairs, tensors
+
+
+def test_every_layer_is_registered():
+    tested = {name.split()[0] for name in LAYERS}
+    assert set(invertible.layers.__all__) <= tested
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", LAYERS)
+@given(data=st.data(), training=st.booleans())
+def test_a_layer_keeps_the_law(name, law, data, training):
+    make, states = LAYERS[name]
+    x = data.draw(states())
+    layer = make(x).double().train(training)
+    inversecheck(layer, x, laws=[law])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@given(data=st.data(), training=st.booleans())
+def test_a_layer_keeps_the_laws_in_float32(name, data, training):
+    make, states = LAYERS[name]
+    x = data.draw(states(dtypes=[torch.float32]))
+    # BatchNorm divides rounding errors by a deviation that can be small.
+    inversecheck(make(x).train(training), x, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@given(data=st.data())
+def test_a_layer_keeps_bfloat16(name, data):
+    make, states = LAYERS[name]
+    x = data.draw(states(dtypes=[torch.bfloat16]))
+    layer = make(x).bfloat16().eval()
+    inversecheck(layer, x, tolerance=0.1, laws=["dtype and device", "inverse undoes forward"])
+
+
+@st.composite
+def stacks(draw, x):
+    """A composition that takes ``x``, made by adding layers that fit behind the last."""
+    layers = []
+    for _ in range(draw(st.integers(1, 6))):
+        options = _pair_layers(x) if isinstance(x, tuple) else _tensor_layers(x)
+        layer = draw(st.sampled_from(options))().double()
+        with torch.no_grad():
+            x = layer.eval()(x)
+        layers.append(layer)
+    return InvertibleSequential(*layers)
+
+
+def _tensor_layers(x):
+    options = [lambda: Permute.random(x.shape[1], seed=1)]
+    if x.shape[1] % 2 == 0:
+        options.append(Split)
+    if x.shape[1] % 4 == 0:
+        options.append(lambda: PixelShuffle(2))
+    if x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0:  # 1 x 1 has no memory format
+        options.append(lambda: PixelUnshuffle(2, order="offset-major"))
+    return options
+
+
+def _pair_layers(x):
+    return [
+        Merge,
+        Swap,
+        lambda: AdditiveCoupling(network(x[1])),
+        lambda: Parallel(Permute.random(x[0].shape[1], seed=2), PixelUnshuffle(1)),
+    ]
+
+
+@given(data=st.data(), training=st.booleans(), pair=st.booleans())
+def test_a_random_stack_keeps_the_laws(data, training, pair):
+    x = data.draw(pairs() if pair else tensors(image_shapes(max_batch=2)))
+    stack = data.draw(stacks(x)).train(training)
+    note(repr(stack))
+    inversecheck(stack, x)
