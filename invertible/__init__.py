@@ -1,6 +1,8 @@
 """Building blocks for invertible networks in PyTorch."""
 
 from . import layers, testing
+from .checkpoint import reversible_checkpoint
+from .drift import Drift, LayerDrift, measure_drift
 from .layers import (
     AdditiveCoupling,
     Flatten,
@@ -22,11 +24,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveCoupling",
+    "Drift",
     "Flatten",
     "InjectivePad",
     "Inverse",
     "InvertibleModule",
     "InvertibleSequential",
+    "LayerDrift",
     "Merge",
     "Pair",
     "Parallel",
@@ -38,6 +42,8 @@ __all__ = [
     "State",
     "Swap",
     "layers",
+    "measure_drift",
     "no_trace",
+    "reversible_checkpoint",
     "testing",
 ]

@@ -9,17 +9,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from ._checks import check_context
-from .module import (
-    InvertibleModule,
-    Step,
-    call,
-    call_inverse,
-    collecting_inverse_log_dets,
-    collecting_log_dets,
-)
-
-Placed = tuple[int, InvertibleModule]
+from ._direction import Direction
+from .module import InvertibleModule, Member, located
 
 
 class InvertibleSequential(InvertibleModule):
@@ -35,6 +28,11 @@ class InvertibleSequential(InvertibleModule):
     Args:
         *layers: Invertible layers in the order of :meth:`forward`, or one ``OrderedDict`` of
             named ones.
+        checkpoint: Whether training stores no activations: they are rebuilt by inversion in the
+            backward pass (see :func:`reversible_checkpoint`). It changes the rounding of
+            gradients, and so is asked for.
+        anchor_every: With ``checkpoint``, how many layers share one stored state, from which
+            rebuilding starts afresh; by default only the output is stored.
 
     Shape:
         - Input: whatever the first layer takes.
@@ -56,8 +54,19 @@ class InvertibleSequential(InvertibleModule):
         torch.Size([1, 3, 8, 8])
     """
 
-    def __init__(self, *layers: InvertibleModule | OrderedDict[str, InvertibleModule]) -> None:
+    def __init__(
+        self,
+        *layers: InvertibleModule | OrderedDict[str, InvertibleModule],
+        checkpoint: bool = False,
+        anchor_every: int | None = None,
+    ) -> None:
         super().__init__()
+        if anchor_every is not None and anchor_every < 1:
+            raise ValueError(
+                f"InvertibleSequential takes anchor_every of at least 1, got {anchor_every}."
+            )
+        self.checkpoint = checkpoint
+        self.anchor_every = anchor_every
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], OrderedDict) else None
         for name, layer in (named or dict(enumerate(layers))).items():
             self.add_module(str(name), layer)  # type: ignore[arg-type]
@@ -96,8 +105,12 @@ class InvertibleSequential(InvertibleModule):
         layers = list(self._modules.items())[index]
         # Numbered layers are numbered anew, so that append finds the next number free.
         if all(name.isdigit() for name, _ in layers):
-            return InvertibleSequential(*(layer for _, layer in layers))  # type: ignore[arg-type]
-        return InvertibleSequential(OrderedDict(layers))  # type: ignore[arg-type]
+            layers = [(str(i), layer) for i, (_, layer) in enumerate(layers)]
+        return InvertibleSequential(
+            OrderedDict(layers),  # type: ignore[arg-type]
+            checkpoint=self.checkpoint,
+            anchor_every=self.anchor_every,
+        )
 
     @property
     def bijective(self) -> bool:
@@ -112,34 +125,39 @@ class InvertibleSequential(InvertibleModule):
         return any(layer.conditional for layer in self)
 
     def forward(self, x: Any, context: Any = None) -> Any:
-        return self._run(call, list(enumerate(self)), x, context)
+        return self._run(Direction(), x, context)[0]
 
     def inverse(self, y: Any, context: Any = None) -> Any:
-        return self._run(call_inverse, list(enumerate(self))[::-1], y, context)
+        return self._run(Direction(inverted=True), y, context)[0]
 
     def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
-        log_dets: list[Tensor] = []
-        y = self._run(collecting_log_dets(log_dets), list(enumerate(self)), x, context)
+        y, log_dets = self._run(Direction(log_det=True), x, context)
         return y, torch.stack(log_dets).sum(0)
 
     def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
-        log_dets: list[Tensor] = []
-        step = collecting_inverse_log_dets(log_dets)
-        x = self._run(step, list(enumerate(self))[::-1], y, context)
+        x, log_dets = self._run(Direction(inverted=True, log_det=True), y, context)
         return x, torch.stack(log_dets).sum(0)
 
-    def _run(self, step: Step, layers: list[Placed], state: Any, context: Any) -> Any:
-        if not layers:
+    def _members(self, inverted: bool) -> list[Member]:
+        members: list[Any] = [(name, layer, inverted) for name, layer in self._modules.items()]
+        return members[::-1] if inverted else members
+
+    def _run(self, direction: Direction, state: Any, context: Any) -> tuple[Any, list[Tensor]]:
+        if not len(self):
             raise ValueError("InvertibleSequential has no layers to run: append some first.")
         check_context(self, self.conditional, context)
-        for position, layer in layers:
+        if checkpoint.applies(self.checkpoint):
+            return checkpoint.run(self, direction, state, context, self.anchor_every)
+        log_dets = []
+        for name, layer, _ in self._members(direction.inverted):
             try:
-                state = step(layer, state, context)
+                state, log_det = direction.run(layer, state, context)
             except Exception as error:
-                name = type(layer).__name__
-                error.add_note(f"In layer {position} ({name}) of an InvertibleSequential.")
+                error.add_note(located(name, layer))
                 raise
-        return state
+            if log_det is not None:
+                log_dets.append(log_det)
+        return state, log_dets
 
 
 def _require_invertible(name: str, layer: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -50,20 +50,34 @@ def set_rng_states(devices: list[torch.device], states: list[Tensor]) -> None:
         module.set_rng_state(state, *[] if device.type == "mps" else [device])
 
 
-Buffers = list[tuple[dict[str, Tensor | None], str, Tensor]]
+def version(x: Tensor) -> int:
+    """How often a tensor was changed in place; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version
 
 
-def own_buffers(module: nn.Module) -> Buffers:
-    """Every buffer in a module, with the place that holds it."""
-    return [
-        (part._buffers, name, buffer)
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
+@contextmanager
+def untouched(module: nn.Module, devices: list[torch.device]) -> Iterator[None]:
+    """Swaps a module's buffers for copies, and puts them and the generators back afterwards."""
+    with lock:
+        rng_states = get_rng_states(devices)
+        # Swapped and not written back: BatchNorm changes its running statistics without
+        # counting up their version, and comparing values would wait for the device.
+        originals = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+        copies: dict[int, Tensor] = {}
+        for place, buffers in originals:
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    place[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        try:
+            yield
+        finally:
+            for place, buffers in originals:
+                place.clear()
+                place.update(buffers)
+            set_rng_states(devices, rng_states)
 
 
-class no_trace:  # noqa: N801 - a context manager, named as torch.no_grad is
+def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
     """Context in which a module can be evaluated without a trace.
 
     Inside it, the module's buffers are copies and the random generators run on; afterwards
@@ -87,28 +101,4 @@ class no_trace:  # noqa: N801 - a context manager, named as torch.no_grad is
         >>> norm.num_batches_tracked.item()
         0
     """
-
-    def __init__(self, module: nn.Module, state: Any) -> None:
-        self.module = module
-        self.state = state
-
-    def __enter__(self) -> None:
-        lock.acquire()
-        self.devices = accelerators(self.state)
-        self.rng_states = get_rng_states(self.devices)
-        self.buffers = own_buffers(self.module)
-        with torch.no_grad():
-            copies = {id(buffer): buffer.clone() for _, _, buffer in self.buffers}
-        for place, name, buffer in self.buffers:
-            place[name] = copies[id(buffer)]
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for place, name, buffer in self.buffers:
-            place[name] = buffer
-        set_rng_states(self.devices, self.rng_states)
-        lock.release()
+    return untouched(module, accelerators(state))

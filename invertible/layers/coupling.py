@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_context, expect_streams
-from ..module import InvertibleModule, Pair
-from ..trace import no_trace
+from ..module import InvertibleModule, Pair, Restore
+from ..trace import no_trace, version
 
 
 class AdditiveCoupling(InvertibleModule):
@@ -73,11 +73,25 @@ class AdditiveCoupling(InvertibleModule):
             shift = self._shift(y1, x2, context)
         return y1 - shift, x2
 
+    def rebuild_forward(self, y: Pair, restore: Restore, context: Any = None) -> Pair:
+        y1, x2 = y
+        x2 = restore(x2, 1)
+        shift = self._shift(y1, x2, context)
+        with torch.no_grad():
+            return restore(y1 - shift, 0), x2
+
+    def rebuild_inverse(self, x: Pair, restore: Restore, context: Any = None) -> Pair:
+        x1, x2 = x
+        x2 = restore(x2, 1)
+        shift = self._shift(x1, x2, context)
+        with torch.no_grad():
+            return restore(x1 + shift, 0), x2
+
     def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
         check_context(self, self.conditional, context)
-        version = _version(x2)
+        before = version(x2)
         shift = self.f(x2, context) if self.conditional else self.f(x2)
-        if _version(x2) != version:
+        if version(x2) != before:
             raise RuntimeError(
                 f"AdditiveCoupling's f ({type(self.f).__name__}) changed its input in place, and "
                 "the stream with it. Let its first operation be out of place, for instance "
@@ -96,8 +110,3 @@ class AdditiveCoupling(InvertibleModule):
                 f"would change the dtype of the stream, {x1.dtype}. Cast f or the state."
             )
         return shift
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count."""
-    return 0 if x.is_inference() else x._version

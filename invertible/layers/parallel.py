@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_context, describe, expect_streams
-from ..module import (
-    InvertibleModule,
-    Step,
-    call,
-    call_inverse,
-    collecting_inverse_log_dets,
-    collecting_log_dets,
-)
+from .._direction import Direction
+from ..module import InvertibleModule, Restore
 
 
 class Parallel(InvertibleModule):
@@ -73,34 +67,56 @@ class Parallel(InvertibleModule):
         return any(layer.conditional for layer in self.layers)
 
     def forward(self, x: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
-        return self._each(call, x, context)
+        return self._each(Direction(), x, context)[0]
 
     def inverse(self, y: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
-        return self._each(call_inverse, y, context)
+        return self._each(Direction(inverted=True), y, context)[0]
 
     def forward_and_log_det(
         self, x: tuple[Tensor, ...], context: Any = None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        log_dets: list[Tensor] = []
-        return self._each(collecting_log_dets(log_dets), x, context), torch.stack(log_dets).sum(0)
+        y, log_dets = self._each(Direction(log_det=True), x, context)
+        return y, torch.stack(log_dets).sum(0)
 
     def inverse_and_log_det(
         self, y: tuple[Tensor, ...], context: Any = None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        log_dets: list[Tensor] = []
-        step = collecting_inverse_log_dets(log_dets)
-        return self._each(step, y, context), torch.stack(log_dets).sum(0)
+        x, log_dets = self._each(Direction(inverted=True, log_det=True), y, context)
+        return x, torch.stack(log_dets).sum(0)
 
-    def _each(self, step: Step, streams: Any, context: Any) -> tuple[Tensor, ...]:
+    def rebuild_forward(
+        self, y: tuple[Tensor, ...], restore: Restore, context: Any = None
+    ) -> tuple[Tensor, ...]:
+        return self._rebuild("rebuild_forward", y, restore, context)
+
+    def rebuild_inverse(
+        self, x: tuple[Tensor, ...], restore: Restore, context: Any = None
+    ) -> tuple[Tensor, ...]:
+        return self._rebuild("rebuild_inverse", x, restore, context)
+
+    def _rebuild(
+        self, method: str, streams: tuple[Tensor, ...], restore: Restore, context: Any
+    ) -> tuple[Tensor, ...]:
+        rebuilt = []
+        for i, (layer, stream) in enumerate(zip(self.layers, streams, strict=True)):
+            given = [context] if layer.conditional else []
+            rebuilt.append(getattr(layer, method)(stream, lambda x, _, i=i: restore(x, i), *given))
+        return tuple(rebuilt)
+
+    def _each(
+        self, direction: Direction, streams: Any, context: Any
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
         check_context(self, self.conditional, context)
         streams = expect_streams(self, streams, len(self.layers))
-        results = []
+        results, log_dets = [], []
         for position, (layer, stream) in enumerate(zip(self.layers, streams, strict=True)):
-            result = step(layer, stream, context)
+            result, log_det = direction.run(layer, stream, context)
             if not isinstance(result, Tensor):
                 raise TypeError(
                     f"Parallel takes layers from a tensor to a tensor, and layer {position} "
                     f"({type(layer).__name__}) returned {describe(result)}."
                 )
             results.append(result)
-        return tuple(results)
+            if log_det is not None:
+                log_dets.append(log_det)
+        return tuple(results), log_dets

@@ -1,0 +1,286 @@
+"""One layer's part in reversible checkpointing: all that its backward pass needs but tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ._direction import Direction
+from .module import InvertibleModule, restore_state
+from .trace import (
+    accelerators,
+    get_rng_states,
+    lock,
+    set_rng_states,
+    tensors,
+    untouched,
+    version,
+)
+
+
+class Step(NamedTuple):
+    """A layer, which way it is run, and its place in the composition."""
+
+    layer: InvertibleModule
+    direction: Direction
+    name: str
+
+    @property
+    def place(self) -> str:
+        return f"layer {self.name} ({type(self.layer).__name__})"
+
+
+class Handle:
+    """What the autograd graph holds in place of a tensor that a layer would have saved."""
+
+    __slots__ = ("__weakref__", "chain", "index", "tensor")
+
+    def __init__(self, chain: Any, index: int) -> None:
+        self.chain = chain
+        self.index = index
+        self.tensor: Tensor | None = None
+
+    def unpack(self) -> Tensor:
+        with lock:
+            if self.tensor is None:
+                self.chain.rebuild(self.index)
+            assert self.tensor is not None
+            return self.tensor
+
+
+class Kept:
+    """A state that is stored, and must not be changed in place meanwhile."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.versions = [version(x) for x in tensors(self.state)]
+
+    def changed(self) -> bool:
+        return [version(x) for x in tensors(self.state)] != self.versions
+
+
+class Frame:
+    """Runs a layer, and later runs it again from its output exactly as it ran before."""
+
+    def __init__(self, step: Step, x: Any, context: Any) -> None:
+        self.step = step
+        self.context = context
+        self.inputs = [_Layout(t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors(x)]
+        parts = list(step.layer.modules())
+        parameters = [p for part in parts for p in part._parameters.values() if p is not None]
+        self.parameters = [(p, version(p)) for p in parameters]
+        self.devices = accelerators((x, context, parameters))
+        self.autocast = _autocast_settings(self.devices)
+        self.buffers = _copy_buffers(parts)
+        self.handles: list[weakref.ref[Handle]] = []
+        self.saved: list[tuple[torch.Size, torch.dtype]] = []
+        self.rng_before = self.rng_after = get_rng_states(self.devices)
+
+    def run(self, x: Any, chain: Any, index: int) -> tuple[Any, Tensor | None]:
+        """Runs the layer with nothing saved but handles."""
+
+        def pack(tensor: Tensor) -> Handle:
+            handle = Handle(chain, index)
+            self.handles.append(weakref.ref(handle))
+            self.saved.append((tensor.shape, tensor.dtype))
+            return handle
+
+        with saved_tensors_hooks(pack, Handle.unpack):
+            y, log_det = self.step.direction.run(self.step.layer, x, self.context)
+        rng_after = get_rng_states(self.devices)
+        if not all(map(torch.equal, rng_after, self.rng_before)):
+            self.rng_after = rng_after
+        self.buffers = [entry for entry in self.buffers if entry.changed()]
+        return y, log_det
+
+    def rebuild(self, y: Any) -> Any:
+        """Rebuilds the input state and all saved tensors from the output state."""
+        layer, direction = self.step.layer, self.step.direction
+        with self._recording():
+            if direction.log_det and not layer.volume_preserving:
+                with torch.no_grad():
+                    x = restore_state(direction.undo(layer, y, self.context), self.restore)
+                direction.run(layer, x, self.context)
+                return x
+            again = layer.rebuild_inverse if direction.inverted else layer.rebuild_forward
+            return again(y, self.restore, *([self.context] if layer.conditional else []))
+
+    def rerun(self, x: Any) -> Any:
+        """Rebuilds all saved tensors from an input state that was stored."""
+        x = restore_state(x, self.restore)
+        with self._recording():
+            self.step.direction.run(self.step.layer, x, self.context)
+        return x
+
+    def undo(self, y: Any) -> Any:
+        """Rebuilds the input state only."""
+        with self._as_before(), torch.no_grad():
+            x = self.step.direction.undo(self.step.layer, y, self.context)
+            return restore_state(x, self.restore)
+
+    def forget(self) -> None:
+        """Frees the saved tensors."""
+        for reference in self.handles:
+            handle = reference()
+            if handle is not None:
+                handle.tensor = None
+
+    def restore(self, x: Tensor, stream: int) -> Tensor:
+        """Gives a rebuilt stream the layout and ``requires_grad`` of the original."""
+        layout = self.inputs[stream]
+        if x.shape != layout.shape or x.dtype != layout.dtype:
+            raise RuntimeError(
+                f"{self.step.place} took a stream of shape {tuple(layout.shape)} and "
+                f"{layout.dtype}, and its inverse returned {tuple(x.shape)} and {x.dtype}."
+            )
+        return _with_strides(x.detach(), layout.stride).requires_grad_(layout.requires_grad)
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Fills the handles with what autograd saves inside."""
+        found: list[tuple[Tensor, int]] = []
+
+        def collect(tensor: Tensor) -> None:
+            tensor = tensor.detach()
+            found.append((tensor, version(tensor)))
+
+        with (
+            self._as_before(),
+            torch.enable_grad(),
+            saved_tensors_hooks(collect, _refuse),
+        ):
+            yield
+            self._require_same_random_numbers()
+        self._require_same(found)
+        for reference, (tensor, _) in zip(self.handles, found, strict=True):
+            handle = reference()
+            if handle is not None:
+                handle.tensor = tensor
+
+    @contextmanager
+    def _as_before(self) -> Iterator[None]:
+        """Puts generators, buffers and autocast as they were before the layer ran."""
+        for parameter, before in self.parameters:
+            if version(parameter) != before:
+                raise RuntimeError(
+                    f"a parameter of {self.step.place}, of shape {tuple(parameter.shape)}, was "
+                    "changed in place between forward and backward: its activations can't be "
+                    "rebuilt. Call backward before optimizer.step()."
+                )
+        with untouched(self.step.layer, self.devices), ExitStack() as stack:
+            for setting in self.autocast:
+                stack.enter_context(torch.autocast(**setting))
+            set_rng_states(self.devices, self.rng_before)
+            fresh: dict[int, Tensor] = {}
+            for place, name, _, _, copy in self.buffers:
+                place[name] = fresh.setdefault(id(copy), copy.clone())
+            yield
+
+    def _require_same_random_numbers(self) -> None:
+        if not all(map(torch.equal, get_rng_states(self.devices), self.rng_after)):
+            raise RuntimeError(
+                f"{self.step.place} drew other random numbers when it was run again than in the "
+                "forward pass. Another thread may have drawn from the same generator."
+            )
+
+    def _require_same(self, found: list[tuple[Tensor, int]]) -> None:
+        if [(x.shape, x.dtype) for x, _ in found] != self.saved:
+            raise RuntimeError(
+                f"{self.step.place} saved other tensors for the backward pass when it was run "
+                f"again ({len(found)}) than in the forward pass ({len(self.saved)}). Its "
+                "sub-networks must do the same both times, also with grad on cut-off inputs."
+            )
+        if any(version(x) != before for x, before in found):
+            raise RuntimeError(
+                f"{self.step.place} changes a tensor in place that its gradient needs. Make the "
+                "in-place operation behind it out of place."
+            )
+
+
+class _Layout(NamedTuple):
+    """What a rebuilt tensor must have in common with the original."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
+class _BufferCopy(NamedTuple):
+    """A buffer as it was before a layer ran."""
+
+    place: dict[str, Tensor | None]
+    name: str
+    buffer: Tensor
+    version: int
+    copy: Tensor
+
+    def changed(self) -> bool:
+        return self.place.get(self.name) is not self.buffer or version(self.buffer) != self.version
+
+
+# In train mode they only write their running statistics, and in eval mode only read them.
+_WRITE_ONLY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _copy_buffers(parts: list[nn.Module]) -> list[_BufferCopy]:
+    copies: dict[int, Tensor] = {}  # a buffer in two places is copied once
+    return [
+        _BufferCopy(
+            part._buffers,
+            name,
+            buffer,
+            version(buffer),
+            copies.setdefault(id(buffer), buffer.detach().clone()),
+        )
+        for part in parts
+        if part._buffers and type(part) not in _WRITE_ONLY
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+
+
+def _autocast_settings(devices: list[torch.device]) -> list[dict[str, Any]]:
+    return [
+        {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for kind in {"cpu", *(device.type for device in devices)}
+    ]
+
+
+def detach(state: Any) -> Any:
+    """A state cut off from the graph, with the same memory."""
+    return tuple(map(detach, state)) if isinstance(state, tuple) else state.detach()
+
+
+def _with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The same values under other strides.
+
+    Convolutions and batch statistics sum in an order that depends on the strides, and compiled
+    sub-networks have guards on them.
+    """
+    if x.stride() == stride:
+        return x
+    shape = x.shape
+    # A dimension of stride 0 was expanded: it is copied once and expanded again.
+    x = x[tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)]
+    moved = [
+        old != new for size, old, new in zip(x.shape, x.stride(), stride, strict=True) if size > 1
+    ]
+    if any(moved):
+        x = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+    return x.as_strided(shape, stride)
+
+
+def _refuse(_: None) -> Tensor:
+    raise AssertionError("the graph of a rebuilt layer is never used")
