@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from .module import InvertibleModule, restore_state
 from .trace import (
     accelerators,
     get_rng_states,
-    lock,
+    parts,
     set_rng_states,
     tensors,
     untouched,
@@ -34,24 +33,6 @@ class Step(NamedTuple):
     @property
     def place(self) -> str:
         return f"layer {self.name} ({type(self.layer).__name__})"
-
-
-class Handle:
-    """What the autograd graph holds in place of a tensor that a layer would have saved."""
-
-    __slots__ = ("__weakref__", "chain", "index", "tensor")
-
-    def __init__(self, chain: Any, index: int) -> None:
-        self.chain = chain
-        self.index = index
-        self.tensor: Tensor | None = None
-
-    def unpack(self) -> Tensor:
-        with lock:
-            if self.tensor is None:
-                self.chain.rebuild(self.index)
-            assert self.tensor is not None
-            return self.tensor
 
 
 class Kept:
@@ -72,26 +53,28 @@ class Frame:
         self.step = step
         self.context = context
         self.inputs = [_Layout(t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors(x)]
-        parts = list(step.layer.modules())
-        parameters = [p for part in parts for p in part._parameters.values() if p is not None]
+        self.modules = parts(step.layer)
+        parameters = [p for m in self.modules for p in m._parameters.values() if p is not None]
         self.parameters = [(p, version(p)) for p in parameters]
         self.devices = accelerators((x, context, parameters))
         self.autocast = _autocast_settings(self.devices)
-        self.buffers = _copy_buffers(parts)
-        self.handles: list[weakref.ref[Handle]] = []
-        self.saved: list[tuple[torch.Size, torch.dtype]] = []
+        self.buffers = _copy_buffers(self.modules)
+        # What autograd asked to save in the forward pass, and the same tensors when rebuilt.
+        self.requests: list[tuple[int, torch.dtype]] = []
+        self.saved: list[Tensor] | None = None
         self.rng_before = self.rng_after = get_rng_states(self.devices)
 
-    def run(self, x: Any, chain: Any, index: int) -> tuple[Any, Tensor | None]:
-        """Runs the layer with nothing saved but handles."""
+    def run(self, x: Any, unpack: Callable[[int], Tensor]) -> tuple[Any, Tensor | None]:
+        """Runs the layer, with numbers saved in place of tensors.
 
-        def pack(tensor: Tensor) -> Handle:
-            handle = Handle(chain, index)
-            self.handles.append(weakref.ref(handle))
-            self.saved.append((tensor.shape, tensor.dtype))
-            return handle
+        In the backward pass ``unpack`` gets the number and returns the tensor.
+        """
 
-        with saved_tensors_hooks(pack, Handle.unpack):
+        def pack(tensor: Tensor) -> int:
+            self.requests.append((tensor.numel(), tensor.dtype))
+            return len(self.requests) - 1
+
+        with saved_tensors_hooks(pack, unpack):
             y, log_det = self.step.direction.run(self.step.layer, x, self.context)
         rng_after = get_rng_states(self.devices)
         if not all(map(torch.equal, rng_after, self.rng_before)):
@@ -124,13 +107,6 @@ class Frame:
             x = self.step.direction.undo(self.step.layer, y, self.context)
             return restore_state(x, self.restore)
 
-    def forget(self) -> None:
-        """Frees the saved tensors."""
-        for reference in self.handles:
-            handle = reference()
-            if handle is not None:
-                handle.tensor = None
-
     def restore(self, x: Tensor, stream: int) -> Tensor:
         """Gives a rebuilt stream the layout and ``requires_grad`` of the original."""
         layout = self.inputs[stream]
@@ -143,7 +119,7 @@ class Frame:
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        """Fills the handles with what autograd saves inside."""
+        """Keeps what autograd saves inside."""
         found: list[tuple[Tensor, int]] = []
 
         def collect(tensor: Tensor) -> None:
@@ -158,10 +134,7 @@ class Frame:
             yield
             self._require_same_random_numbers()
         self._require_same(found)
-        for reference, (tensor, _) in zip(self.handles, found, strict=True):
-            handle = reference()
-            if handle is not None:
-                handle.tensor = tensor
+        self.saved = [tensor for tensor, _ in found]
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
@@ -173,9 +146,10 @@ class Frame:
                     "changed in place between forward and backward: its activations can't be "
                     "rebuilt. Call backward before optimizer.step()."
                 )
-        with untouched(self.step.layer, self.devices), ExitStack() as stack:
-            for setting in self.autocast:
-                stack.enter_context(torch.autocast(**setting))
+        with untouched(self.modules, self.devices), ExitStack() as stack:
+            if self.autocast != _autocast_settings(self.devices):
+                for setting in self.autocast:
+                    stack.enter_context(torch.autocast(**setting))
             set_rng_states(self.devices, self.rng_before)
             fresh: dict[int, Tensor] = {}
             for place, name, _, _, copy in self.buffers:
@@ -190,10 +164,10 @@ class Frame:
             )
 
     def _require_same(self, found: list[tuple[Tensor, int]]) -> None:
-        if [(x.shape, x.dtype) for x, _ in found] != self.saved:
+        if [(x.numel(), x.dtype) for x, _ in found] != self.requests:
             raise RuntimeError(
                 f"{self.step.place} saved other tensors for the backward pass when it was run "
-                f"again ({len(found)}) than in the forward pass ({len(self.saved)}). Its "
+                f"again ({len(found)}) than in the forward pass ({len(self.requests)}). Its "
                 "sub-networks must do the same both times, also with grad on cut-off inputs."
             )
         if any(version(x) != before for x, before in found):
@@ -229,7 +203,7 @@ class _BufferCopy(NamedTuple):
 _WRITE_ONLY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _copy_buffers(parts: list[nn.Module]) -> list[_BufferCopy]:
+def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
     copies: dict[int, Tensor] = {}  # a buffer in two places is copied once
     return [
         _BufferCopy(
@@ -239,7 +213,7 @@ def _copy_buffers(parts: list[nn.Module]) -> list[_BufferCopy]:
             version(buffer),
             copies.setdefault(id(buffer), buffer.detach().clone()),
         )
-        for part in parts
+        for part in modules
         if part._buffers and type(part) not in _WRITE_ONLY
         for name, buffer in part._buffers.items()
         if buffer is not None

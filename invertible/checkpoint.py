@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,9 +162,9 @@ class Chain:
         self.frames: list[Frame] = []
         # States that are stored, by the index of the frame that they enter.
         self.kept: dict[int, Kept] = {}
-        # The lowest state rebuilt so far, and the frame whose saved tensors are there.
+        # The state rebuilt last, and the frame whose saved tensors are there.
         self.rebuilt: tuple[int, Any] | None = None
-        self.filled: int | None = None
+        self.filled: Frame | None = None
         self.drift = current_drift()
 
     def run(self, step: Step, x: Any) -> tuple[Any, Tensor | None]:
@@ -176,7 +177,7 @@ class Chain:
                 self.kept[index] = Kept(detach(x))
             if self.drift:
                 self.drift.remember(frame, x)
-            return frame.run(x, self, index)
+            return frame.run(x, partial(self.unpack, index))
 
     def _is_anchor(self, step: Step, index: int) -> bool:
         # What an injective layer's inverse throws away can't be rebuilt.
@@ -187,11 +188,19 @@ class Chain:
         """Stores the last state."""
         self.kept[len(self.frames)] = Kept(detach(state))
 
-    def rebuild(self, index: int) -> None:
-        """Fills the handles of a frame."""
+    def unpack(self, index: int, number: int) -> Tensor:
+        """A tensor that a frame's backward needs."""
+        with lock:
+            frame = self.frames[index]
+            if frame.saved is None:
+                self._rebuild(index)
+            assert frame.saved is not None
+            return frame.saved[number]
+
+    def _rebuild(self, index: int) -> None:
         frame = self.frames[index]
         if self.filled is not None:
-            self.frames[self.filled].forget()
+            self.filled.saved = None
         if self.context.changed():
             raise RuntimeError("the context was changed in place between forward and backward.")
         try:
@@ -206,7 +215,7 @@ class Chain:
             error.add_note(f"While {frame.step.place} was rebuilt in the backward pass.")
             raise
         self._descend(index, x)
-        self.filled = index
+        self.filled = frame
 
     def _state_above(self, index: int) -> Any:
         """The state that enters frame ``index``: stored, rebuilt just now, or by inversion."""

@@ -55,14 +55,26 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
+def parts(module: nn.Module) -> list[nn.Module]:
+    """A module and all modules in it: ``module.modules()`` several times faster, without names."""
+    found = {id(module): module}
+    waiting = [module]
+    while waiting:
+        for part in waiting.pop()._modules.values():
+            if part is not None and id(part) not in found:
+                found[id(part)] = part
+                waiting.append(part)
+    return list(found.values())
+
+
 @contextmanager
-def untouched(module: nn.Module, devices: list[torch.device]) -> Iterator[None]:
-    """Swaps a module's buffers for copies, and puts them and the generators back afterwards."""
+def untouched(modules: list[nn.Module], devices: list[torch.device]) -> Iterator[None]:
+    """Swaps the modules' buffers for copies, and puts them and the generators back afterwards."""
     with lock:
         rng_states = get_rng_states(devices)
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+        originals = [(part._buffers, dict(part._buffers)) for part in modules if part._buffers]
         copies: dict[int, Tensor] = {}
         for place, buffers in originals:
             for name, buffer in buffers.items():
@@ -101,4 +113,4 @@ def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
         >>> norm.num_batches_tracked.item()
         0
     """
-    return untouched(module, accelerators(state))
+    return untouched(parts(module), accelerators(state))
