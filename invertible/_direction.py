@@ -20,7 +20,7 @@ class Direction(NamedTuple):
         if not self.log_det:
             return (call_inverse if self.inverted else call)(layer, state, context), None
         method = layer.inverse_and_log_det if self.inverted else layer.forward_and_log_det
-        return method(state, context if layer.conditional else None)
+        return method(state, context) if layer.conditional else method(state)
 
     def undo(self, layer: InvertibleModule, state: Any, context: Any) -> Any:
         """Runs a layer the other way."""

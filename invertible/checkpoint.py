@@ -171,7 +171,9 @@ class Chain:
         """Runs the next layer."""
         index = len(self.frames)
         with lock, _inside_layer():
-            frame = Frame(step, x, self.context.state)
+            frame = Frame(
+                step, x, self.context.state, self.frames[-1].rng_after if self.frames else []
+            )
             self.frames.append(frame)
             if self._is_anchor(step, index):
                 self.kept[index] = Kept(detach(x))

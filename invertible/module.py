@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .trace import accelerators, get_rng_states, no_trace, tensors
+from ._checks import check_context
+from .trace import accelerators, get_rng_states, no_trace, same_rng_states, tensors
 
 Pair = tuple[Tensor, Tensor]
 State = Tensor | tuple[Tensor, ...]
@@ -52,7 +53,7 @@ def _require_undone(
     devices = accelerators((x, context))
     before = get_rng_states(devices)
     result = again(layer, x, context)
-    if all(map(torch.equal, before, get_rng_states(devices))):
+    if same_rng_states(before, get_rng_states(devices)):
         return
     for found, expected in zip(tensors(result), tensors(y), strict=True):
         error = (found.detach() - expected).norm() / expected.norm()
@@ -104,12 +105,12 @@ class InvertibleModule(nn.Module, ABC):
 
     @property
     def bijective(self) -> bool:
-        """Whether every output has a pre-image: False for a layer with a left inverse only."""
+        """Whether every output has a pre-image; False for a layer with a left inverse only."""
         return True
 
     @property
     def volume_preserving(self) -> bool:
-        """Whether the Jacobian's determinant is 1 or -1 everywhere: the log-determinant is 0."""
+        """Whether the Jacobian's determinant is 1 or -1 everywhere, and the log-determinant 0."""
         return False
 
     @property
@@ -136,6 +137,7 @@ class InvertibleModule(nn.Module, ABC):
             NotImplementedError: If the layer defines no log-determinant.
         """
         self._require_volume_preserving()
+        check_context(self, self.conditional, context)
         return call(self, x, context), zero_log_det(x)
 
     def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
@@ -149,6 +151,7 @@ class InvertibleModule(nn.Module, ABC):
             NotImplementedError: If the layer defines no log-determinant.
         """
         self._require_volume_preserving()
+        check_context(self, self.conditional, context)
         return call_inverse(self, y, context), zero_log_det(y)
 
     def rebuild_forward(self, y: Any, restore: Restore, context: Any = None) -> Any:
@@ -247,18 +250,24 @@ class Inverse(InvertibleModule):
         return self.layer.conditional
 
     def forward(self, x: Any, context: Any = None) -> Any:
+        check_context(self, self.conditional, context)
         return call_inverse(self.layer, x, context)
 
     def inverse(self, y: Any, context: Any = None) -> Any:
+        check_context(self, self.conditional, context)
         with no_trace(self.layer, y):
             return call(self.layer, y, context)
 
     def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
-        return self.layer.inverse_and_log_det(x, context)
+        check_context(self, self.conditional, context)
+        method: Any = self.layer.inverse_and_log_det
+        return method(x, context) if self.conditional else method(x)  # type: ignore[no-any-return]
 
     def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+        check_context(self, self.conditional, context)
+        method: Any = self.layer.forward_and_log_det
         with no_trace(self.layer, y):
-            return self.layer.forward_and_log_det(y, context)
+            return method(y, context) if self.conditional else method(y)  # type: ignore[no-any-return]
 
     def _members(self, inverted: bool) -> list[Member]:
         return [("layer", self.layer, not inverted)]

@@ -32,7 +32,10 @@ def accelerators(state: Any) -> list[torch.device]:
     return list(found)
 
 
-def get_rng_states(devices: list[torch.device]) -> list[Tensor]:
+RNGStates = list[Tensor]
+
+
+def get_rng_states(devices: list[torch.device]) -> RNGStates:
     """The states of the CPU's default generator and of each device's."""
     states = [torch.get_rng_state()]
     for device in devices:
@@ -42,12 +45,17 @@ def get_rng_states(devices: list[torch.device]) -> list[Tensor]:
     return states
 
 
-def set_rng_states(devices: list[torch.device], states: list[Tensor]) -> None:
+def set_rng_states(devices: list[torch.device], states: RNGStates) -> None:
     """Puts back what :func:`get_rng_states` returned for the same devices."""
     torch.set_rng_state(states[0])
     for device, state in zip(devices, states[1:], strict=True):
         module = torch.get_device_module(device)
         module.set_rng_state(state, *[] if device.type == "mps" else [device])
+
+
+def same_rng_states(one: RNGStates, other: RNGStates) -> bool:
+    """Whether no number was drawn in between."""
+    return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 def version(x: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_context, expect_streams
+from .._checks import check_context, describe, expect_streams
 from ..module import InvertibleModule, Pair, Restore
 from ..trace import no_trace, version
 
@@ -53,11 +53,14 @@ class AdditiveCoupling(InvertibleModule):
         super().__init__()
         if not isinstance(f, nn.Module):
             raise TypeError(
-                f"AdditiveCoupling takes a torch.nn.Module, got a {type(f).__name__}. A plain "
-                "function becomes one as the forward method of a module."
+                f"AdditiveCoupling takes a torch.nn.Module, got {describe(f)}. A plain function "
+                "becomes one as the forward method of a module."
             )
         self.f = f
         self._conditional = conditional
+
+    def extra_repr(self) -> str:
+        return "conditional=True" if self.conditional else ""
 
     @property
     def conditional(self) -> bool:
@@ -83,7 +86,8 @@ class AdditiveCoupling(InvertibleModule):
     def rebuild_inverse(self, x: Pair, restore: Restore, context: Any = None) -> Pair:
         x1, x2 = x
         x2 = restore(x2, 1)
-        shift = self._shift(x1, x2, context)
+        with no_trace(self.f, x):
+            shift = self._shift(x1, x2, context)
         with torch.no_grad():
             return restore(x1 + shift, 0), x2
 
@@ -98,11 +102,15 @@ class AdditiveCoupling(InvertibleModule):
                 "ReLU(inplace=False)."
             )
         if not isinstance(shift, Tensor) or shift.shape != x1.shape:
-            found = tuple(shift.shape) if isinstance(shift, Tensor) else type(shift).__name__
+            hint = (
+                "Check its channels, stride and padding."
+                if isinstance(shift, Tensor)
+                else "Wrap it in a module that returns that tensor alone."
+            )
             raise ValueError(
                 f"AdditiveCoupling's f ({type(self.f).__name__}) must return a tensor of the first "
-                f"stream's shape {tuple(x1.shape)}, got {found} from a second stream of shape "
-                f"{tuple(x2.shape)}. Check its channels, stride and padding."
+                f"stream's shape {tuple(x1.shape)}, got {describe(shift)} from a second stream of "
+                f"shape {tuple(x2.shape)}. {hint}"
             )
         if torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
             raise ValueError(

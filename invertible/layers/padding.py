@@ -49,8 +49,10 @@ class InjectivePad(InvertibleModule):
 
     def __init__(self, channels: int, dim: int = 1, *, tolerance: float | None = None) -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"InjectivePad takes channels of at least 1, got {channels}.")
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(
+                f"InjectivePad takes a whole number of channels, at least 1, got {channels!r}."
+            )
         if dim == 0:
             raise ValueError("InjectivePad cannot take dim=0, the batch; channels are dim=1.")
         if tolerance is not None and not tolerance >= 0:
@@ -73,13 +75,15 @@ class InjectivePad(InvertibleModule):
         if kept < 1:
             raise ValueError(
                 f"InjectivePad's inverse crops {self.channels} of dimension {self.dim}, got only "
-                f"{y.shape[self.dim]} (shape {tuple(y.shape)})."
+                f"{y.shape[self.dim]} (shape {tuple(y.shape)}). Pass what its forward returned."
             )
         if self.tolerance is not None:
             self._require_zero(y.narrow(self.dim, kept, self.channels), self.tolerance)
         return y.narrow(self.dim, 0, kept)
 
     def _require_zero(self, cropped: Tensor, tolerance: float) -> None:
+        if cropped.numel() == 0:
+            return
         largest = cropped.detach().abs().max()
         # Not "largest > tolerance", which NaN would pass.
         if not bool(largest <= tolerance):

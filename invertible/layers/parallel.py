@@ -30,6 +30,8 @@ class Parallel(InvertibleModule):
             tuple of tensors, or if a layer does not return a tensor.
         ValueError: If there are no layers; when called on another number of streams.
 
+    An error inside a layer is noted with the layer's position and class.
+
     Example:
         >>> y1, y2 = Parallel(PixelUnshuffle(2), PixelUnshuffle(2))(
         ...     (torch.randn(1, 3, 8, 8), torch.randn(1, 5, 8, 8))
@@ -41,12 +43,15 @@ class Parallel(InvertibleModule):
     def __init__(self, *layers: InvertibleModule) -> None:
         super().__init__()
         if not layers:
-            raise ValueError("Parallel takes one layer a stream, got none.")
+            raise ValueError(
+                "Parallel takes one layer a stream, got none. PixelUnshuffle(1) leaves a stream as "
+                "it is."
+            )
         for position, layer in enumerate(layers):
             if not isinstance(layer, InvertibleModule):
                 raise TypeError(
-                    f"Parallel takes invertible layers, got a {type(layer).__name__} as layer "
-                    f"{position}."
+                    f"Parallel takes invertible layers, got {describe(layer)} as layer {position}. "
+                    "Put it into a coupling, AdditiveCoupling(f), or subclass InvertibleModule."
                 )
             self.add_module(str(position), layer)
 
@@ -110,7 +115,11 @@ class Parallel(InvertibleModule):
         streams = expect_streams(self, streams, len(self.layers))
         results, log_dets = [], []
         for position, (layer, stream) in enumerate(zip(self.layers, streams, strict=True)):
-            result, log_det = direction.run(layer, stream, context)
+            try:
+                result, log_det = direction.run(layer, stream, context)
+            except Exception as error:
+                error.add_note(f"In layer {position} ({type(layer).__name__}) of a Parallel.")
+                raise
             if not isinstance(result, Tensor):
                 raise TypeError(
                     f"Parallel takes layers from a tensor to a tensor, and layer {position} "

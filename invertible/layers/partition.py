@@ -19,6 +19,11 @@ class _Partition(InvertibleModule):
     def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
         super().__init__()
         name = type(self).__name__
+        if sizes is not None and not isinstance(sizes, Sequence):
+            raise TypeError(
+                f"{name} takes the sizes of all streams, for instance sizes=(1, 2), got {sizes!r}. "
+                "Leave sizes out for two halves."
+            )
         if sizes is not None and (len(sizes) < 2 or any(size < 1 for size in sizes)):
             raise ValueError(
                 f"{name} takes two or more sizes of at least 1, got sizes={tuple(sizes)}. "
@@ -48,7 +53,8 @@ class _Partition(InvertibleModule):
         if sum(sizes) != size or size == 0:
             raise ValueError(
                 f"{type(self).__name__} cuts dimension {self.dim} into sizes {sizes}, "
-                f"{sum(sizes)} in all, got size {size} (input shape {tuple(x.shape)})."
+                f"{sum(sizes)} in all, got size {size} (input shape {tuple(x.shape)}). Give "
+                "sizes that add up to it."
             )
         return torch.split(x, list(sizes), self.dim)
 
@@ -57,14 +63,18 @@ class _Partition(InvertibleModule):
         streams = expect_streams(self, streams, count)
         first = expect_tensor(self, streams[0], min_dim=_rank_for(self.dim))
         expected = self.sizes or (first.shape[self.dim],) * 2
-        found = tuple(stream.shape[self.dim] for stream in streams if stream.dim() == first.dim())
-        like = {_without(stream.shape, self.dim) for stream in streams}
-        if found != expected or len(like) > 1:
-            hint = "" if self.sizes else f" For unequal ones give sizes={found}."
+        alike = _alike_but_for(self.dim, streams)
+        found = tuple(stream.shape[self.dim] for stream in streams) if alike else None
+        if found != expected:
+            hint = (
+                f"For these give sizes={found}."
+                if alike
+                else "Make the other dimensions equal before it."
+            )
             raise ValueError(
                 f"{type(self).__name__} joins streams of sizes {expected} along dimension "
                 f"{self.dim}, alike in all other dimensions, got shapes "
-                f"{', '.join(str(tuple(stream.shape)) for stream in streams)}.{hint}"
+                f"{', '.join(str(tuple(stream.shape)) for stream in streams)}. {hint}"
             )
         return torch.cat(streams, self.dim)
 
@@ -74,9 +84,12 @@ def _rank_for(dim: int) -> int:
     return max(2, dim + 1 if dim > 0 else 1 - dim)
 
 
-def _without(shape: torch.Size, dim: int) -> tuple[int, ...]:
-    dim %= len(shape)
-    return (*shape[:dim], *shape[dim + 1 :])
+def _alike_but_for(dim: int, streams: tuple[Tensor, ...]) -> bool:
+    """Whether shapes differ in one dimension only, if at all."""
+    if len({stream.dim() for stream in streams}) > 1:
+        return False
+    others = {tuple(stream.transpose(0, dim).shape[1:]) for stream in streams}
+    return len(others) == 1
 
 
 class Split(_Partition):

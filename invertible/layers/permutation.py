@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -72,7 +73,12 @@ class Permute(InvertibleModule):
 
     def __init__(self, permutation: Sequence[int], dim: int = 1) -> None:
         super().__init__()
-        order = [int(c) for c in permutation]
+        if isinstance(permutation, int):
+            raise TypeError(
+                f"Permute takes an order, as Permute([2, 0, 1]) does, got {permutation}. For a "
+                f"random one use Permute.random({permutation}, seed=0)."
+            )
+        order = [index(c) for c in permutation]
         if not order or sorted(order) != list(range(len(order))):
             raise ValueError(
                 f"Permute takes the numbers 0 to C - 1 in some order, got {order}. For a random "
@@ -92,6 +98,8 @@ class Permute(InvertibleModule):
             seed: Seed of a generator of its own; torch's is left alone.
             dim: Dimension that is permuted.
         """
+        if channels < 1:
+            raise ValueError(f"Permute.random takes channels of at least 1, got {channels}.")
         generator = torch.Generator().manual_seed(seed)
         return cls(torch.randperm(channels, generator=generator).tolist(), dim)
 
@@ -109,7 +117,8 @@ class Permute(InvertibleModule):
         if x.shape[self.dim] != len(order):
             raise ValueError(
                 f"Permute orders {len(order)} channels along dimension {self.dim}, got "
-                f"{x.shape[self.dim]} (input shape {tuple(x.shape)})."
+                f"{x.shape[self.dim]} (input shape {tuple(x.shape)}). Give it an order of that "
+                "many."
             )
         y = x.index_select(self.dim, order)
         # index_select returns the default memory format, whatever came.

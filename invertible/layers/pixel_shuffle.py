@@ -38,6 +38,7 @@ class _PixelShuffling(InvertibleModule):
         x = expect_tensor(self, x, min_dim=3)
         n, c, *sides = x.shape
         r = self.factor
+        c_out = c * r ** len(sides)  # not -1: a batch may be empty
         if any(side % r for side in sides):
             raise ValueError(
                 f"{type(self).__name__} takes sides that are multiples of its factor {r}, got "
@@ -50,8 +51,8 @@ class _PixelShuffling(InvertibleModule):
         blocks = x.reshape(n, c, *(size for side in sides for size in (side // r, r)))
         small = [side // r for side in sides]
         if is_channels_last(x):
-            return blocks.permute(0, *pixels, *inner).reshape(n, *small, -1).movedim(-1, 1)
-        return blocks.permute(0, *inner, *pixels).reshape(n, -1, *small)
+            return blocks.permute(0, *pixels, *inner).reshape(n, *small, c_out).movedim(-1, 1)
+        return blocks.permute(0, *inner, *pixels).reshape(n, c_out, *small)
 
     def _to_pixels(self, y: Tensor) -> Tensor:
         y = expect_tensor(self, y, min_dim=3)
@@ -62,7 +63,7 @@ class _PixelShuffling(InvertibleModule):
             raise ValueError(
                 f"{type(self).__name__} takes a number of channels that is a multiple of "
                 f"{r**rank}, its factor {r} to the power of {rank} spatial dimensions, got "
-                f"{describe(y)}."
+                f"{describe(y)}. Put InjectivePad before it, or take another factor."
             )
         c //= r**rank
         if self.order == "channel-major":

@@ -37,8 +37,8 @@ class Reshape(InvertibleModule):
 
     def __init__(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
         super().__init__()
-        self.input_shape = tuple(input_shape)
-        self.output_shape = tuple(output_shape)
+        self.input_shape = self._shape(input_shape)
+        self.output_shape = self._shape(output_shape)
         sizes = self.input_shape + self.output_shape
         if min(sizes, default=1) < 1 or prod(self.input_shape) != prod(self.output_shape):
             raise ValueError(
@@ -46,6 +46,14 @@ class Reshape(InvertibleModule):
                 f"{self.input_shape} ({prod(self.input_shape)} numbers) and {self.output_shape} "
                 f"({prod(self.output_shape)}). Leave the batch out, and give every size."
             )
+
+    def _shape(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(sizes, Sequence):
+            raise TypeError(
+                f"{type(self).__name__} takes the shape of an example as a tuple, got {sizes!r}. "
+                f"Write ({sizes},)."
+            )
+        return tuple(sizes)
 
     def extra_repr(self) -> str:
         return f"{self.input_shape} -> {self.output_shape}"
@@ -59,9 +67,10 @@ class Reshape(InvertibleModule):
     def _reshape(self, x: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
         x = expect_tensor(self, x, min_dim=1)
         if x.shape[1:] != old:
+            hint = "Give it a batch dimension: x.unsqueeze(0)." if x.shape == old else ""
             raise ValueError(
                 f"{type(self).__name__} takes examples of shape {old} behind the batch, got "
-                f"{describe(x)}."
+                f"{describe(x)}. {hint or 'Make the layer for its shape.'}"
             )
         y = x.reshape(x.shape[0], *new)
         return y.contiguous(memory_format=memory_format(x)) if y.dim() == x.dim() else y
@@ -87,4 +96,4 @@ class Flatten(Reshape):
     """
 
     def __init__(self, input_shape: Sequence[int]) -> None:
-        super().__init__(input_shape, (prod(input_shape),))
+        super().__init__(input_shape, (prod(self._shape(input_shape)),))

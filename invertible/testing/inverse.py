@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .._checks import describe
+from .._direction import Direction
 from .._memory_format import memory_format
 from ..module import InvertibleModule, State, call, call_inverse
-from ..trace import accelerators, get_rng_states, no_trace, tensors
+from ..trace import accelerators, get_rng_states, no_trace, same_rng_states, tensors
 
 # The Jacobian takes a backward pass a number: at most so many in a state.
 JACOBIAN_LIMIT = 256
@@ -128,6 +129,7 @@ class _Subject:
         eps = torch.finfo(self.dtype).eps if floating else 0.0
         self.tolerance = eps ** (2 / 3) if tolerance is None else tolerance
         self.modes = [(part, part.training) for part in layer.modules()]
+        self.buffers = [(part._buffers, dict(part._buffers)) for part in layer.modules()]
         self.parameters = [
             (parameter, parameter.detach().clone())
             for parameter in layer.parameters()
@@ -142,6 +144,9 @@ class _Subject:
         finally:
             for part, mode in self.modes:
                 part.training = mode
+            for place, buffers in self.buffers:  # no_trace leaves new ones
+                place.clear()
+                place.update(buffers)
             for parameter, value in self.parameters:
                 if not _same(parameter, value):
                     parameter.data.copy_(value)
@@ -180,7 +185,7 @@ class _Subject:
             if error.numel() == 0:
                 continue
             # NaN counts as the worst error, so not "largest > allowed".
-            error = error.nan_to_num(nan=float("inf"))
+            error = error.nan_to_num(nan=float("inf"), posinf=float("inf"))
             largest = error.max().item()
             if not largest <= allowed:
                 place = tuple(
@@ -289,7 +294,7 @@ def _no_trace(subject: _Subject) -> None:
             for name, part in layer.named_modules()
             if part.training != modes.get(name)
         )
-        if not all(map(torch.equal, get_rng_states(devices), rng)):
+        if not same_rng_states(get_rng_states(devices), rng):
             changed.append("the random generator")
 
     y = subject.forward()
@@ -366,13 +371,10 @@ def _log_determinant(subject: _Subject) -> None:
 
 def _with_log_det(subject: _Subject, name: str, state: State) -> Any:
     """What the log-determinant method of a direction returns, None if it is not defined."""
-
-    def run(layer: InvertibleModule, state: State, context: Any) -> Any:
-        return getattr(layer, f"{name}_and_log_det")(state, context)
-
+    direction = Direction(inverted=name == "inverse", log_det=True)
     try:
         with torch.no_grad():
-            return subject.evaluate(run, state)
+            return subject.evaluate(direction.run, state)
     except NotImplementedError:
         return None
 

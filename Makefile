@@ -1,0 +1,89 @@
+# Sets up a virtual environment in .venv and runs the demo and the checks in it.
+# Needs Python 3.11 or newer, make and pip.
+
+PYTHON ?= python3
+# What pip installs as torch, options included. To choose another build:
+#   make demo TORCH=torch                                 the newest, with CUDA on Linux
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+# More arguments for the command that a target runs: make test ARGS="-k split"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SPHINX := $(BIN)/python -m sphinx -W --keep-going -n -q -E
+
+export TORCH
+
+.DEFAULT_GOAL := help
+# All targets install into one environment, and two pips at once would break it.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 17
+
+.PHONY: demo
+demo: $(STAMPS)/examples ## Train a small i-RevNet on handwritten digits and decode them back
+	$(BIN)/python examples/irevnet/train_imagenet.py $(ARGS)
+
+.PHONY: test
+test: $(STAMPS)/test ## Run the tests, the examples in docstrings and the code in the docs
+	HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: ruff types ## Check style and types
+
+.PHONY: ruff
+ruff: $(STAMPS)/dev ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: $(STAMPS)/dev ## Check types, strictly
+	$(BIN)/mypy
+
+.PHONY: docs
+docs: html doctest ## Build the documentation and run its examples, warnings being errors
+
+.PHONY: html
+html: $(STAMPS)/docs ## Build the documentation in docs/_build/html
+	$(SPHINX) -b html docs docs/_build/html
+	@echo "The documentation is in docs/_build/html/index.html"
+
+.PHONY: doctest
+doctest: $(STAMPS)/docs ## Run the examples that the API pages show
+	$(SPHINX) -b doctest docs docs/_build/doctest
+
+.PHONY: clean
+clean: ## Remove all that make made, .venv included; runs/ stays
+	rm -rf $(VENV) docs/_build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "invertible needs Python 3.11 or newer, got $$($(PYTHON) --version 2>&1)." \
+			"Choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# Rewritten only when another torch is asked for than last time.
+$(STAMPS)/torch-choice: $(STAMPS)/venv FORCE
+	@echo "$$TORCH" | cmp -s - $@ || echo "$$TORCH" > $@
+
+.PHONY: FORCE
+FORCE:
+
+# torch by itself and first; the constraints then keep what follows from replacing it.
+$(STAMPS)/torch: $(STAMPS)/torch-choice constraints.txt
+	$(PIP) install $$TORCH
+	@grep -v '^torch==' constraints.txt > $(STAMPS)/constraints.txt
+	@$(PIP) freeze | grep '^torch==' >> $(STAMPS)/constraints.txt || true
+	@touch $@
+
+EXTRAS := examples test docs dev
+$(EXTRAS:%=$(STAMPS)/%): $(STAMPS)/%: $(STAMPS)/torch pyproject.toml
+	$(PIP) install -c $(STAMPS)/constraints.txt -e '.[$*]'
+	@touch $@

@@ -1,0 +1,76 @@
+"""How Sphinx builds the documentation; ``make docs`` runs it."""
+
+import typing
+
+from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
+
+import invertible
+
+project = "invertible"
+author = "The invertible developers"
+copyright = "2026, The invertible developers"  # noqa: A001 - Sphinx's name
+version = release = invertible.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",  # the default MathJax comes from a server
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_member_order = "bysource"
+# A layer's class docstring says what its forward and inverse do.
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Shape"]
+
+nitpick_ignore_regex = [
+    # No links into torch's documentation: the build needs no network.
+    ("py:.*", r"(torch|hypothesis|st|collections|numpy)\..*|Tensor"),
+    # A layer's docstring mentions its two methods, which have no entry of their own.
+    ("py:meth", "forward|inverse"),
+]
+
+# The examples in docstrings use these names; conftest.py gives pytest the same.
+doctest_global_setup = """
+import numpy as np
+import torch
+from torch import nn
+from invertible import *
+"""
+
+html_theme = "furo"
+html_title = "invertible"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_show_sphinx = False
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
+
+
+def types_of_constructor(
+    app: Sphinx, what: str, name: str, obj: typing.Any, *_: typing.Any
+) -> None:
+    """Shows the types of a constructor's arguments.
+
+    autodoc looks the types of a class up among the annotations of its attributes, and leaves
+    those of the constructor unresolved.
+    """
+    if what == "class":
+        hints = typing.get_type_hints(obj.__init__)
+        hints.pop("return", None)
+        found = {name: stringify_annotation(hint, "smart") for name, hint in hints.items()}
+        app.env.current_document.autodoc_annotations[name] = found
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", types_of_constructor)
