@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+FROM_FORWARD = "Pass what its forward returned."
+
 
 def describe(x: Any) -> str:
     """Says in a few words what a caller handed over."""
@@ -15,19 +17,27 @@ def describe(x: Any) -> str:
         return f"a {type(x).__name__} of {len(x)} ({', '.join(map(describe, x))})"
     if isinstance(x, type):
         return f"the class {x.__name__}, not an instance of it"
+    if x is None:
+        return "None"
     name = type(x).__name__
     return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"
 
 
-def expect_tensor(layer: object, x: Any, *, min_dim: int = 2) -> Tensor:
+def name_of(layer: object, inverse: bool = False) -> str:
+    """How a message calls a layer, or its inverse."""
+    return type(layer).__name__ + ("'s inverse" if inverse else "")
+
+
+def expect_tensor(layer: object, x: Any, *, min_dim: int = 2, inverse: bool = False) -> Tensor:
     """Returns ``x`` if it is a tensor of at least ``min_dim`` dimensions, and raises otherwise."""
-    name = type(layer).__name__
+    name = name_of(layer, inverse)
     if not isinstance(x, Tensor):
-        hint = (
-            "Put Merge() before it to join the streams, or Parallel(...) to treat each."
-            if isinstance(x, tuple | list)
-            else "Convert it with torch.as_tensor."
-        )
+        if inverse:
+            hint = FROM_FORWARD
+        elif isinstance(x, tuple | list):
+            hint = "Put Merge() before it to join the streams, or Parallel(...) to treat each."
+        else:
+            hint = "Convert it with torch.as_tensor."
         raise TypeError(f"{name} takes a tensor, got {describe(x)}. {hint}")
     if x.dim() < min_dim:
         raise ValueError(
@@ -38,21 +48,23 @@ def expect_tensor(layer: object, x: Any, *, min_dim: int = 2) -> Tensor:
     return x
 
 
-def expect_streams(layer: object, x: Any, count: int) -> tuple[Tensor, ...]:
+def expect_streams(
+    layer: object, x: Any, count: int, *, inverse: bool = False
+) -> tuple[Tensor, ...]:
     """Returns ``x`` if it is a tuple of ``count`` like tensors, and raises otherwise."""
-    name = type(layer).__name__
+    name = name_of(layer, inverse)
+    split = "Split()" if count == 2 else "Split(sizes)"
     kind = "a pair of tensors" if count == 2 else f"a tuple of {_tensors(count)}"
     if not isinstance(x, tuple):
-        hint = (
-            f"Put {'Split()' if count == 2 else 'Split(sizes)'} before it to make them."
-            if isinstance(x, Tensor)
-            else "Hand the streams over as a tuple."
-        )
+        if not isinstance(x, Tensor):
+            hint = "Hand the streams over as a tuple."
+        else:
+            hint = FROM_FORWARD if inverse else f"Put {split} before it to make them."
         raise TypeError(f"{name} takes {kind}, got {describe(x)}. {hint}")
     if len(x) != count:
         raise ValueError(
-            f"{name} takes {kind}, got {describe(x)}. As many as that come out of "
-            f"{'Split()' if count == 2 else 'Split(sizes)'}."
+            f"{name} takes {kind}, got {describe(x)}. "
+            + (FROM_FORWARD if inverse else f"{split} makes as many as it takes.")
         )
     for stream in x:
         if not isinstance(stream, Tensor):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -73,12 +75,7 @@ class Frame:
 
         In the backward pass ``unpack`` gets the number and returns the tensor.
         """
-
-        def pack(tensor: Tensor) -> int:
-            self.requests.append((tensor.numel(), tensor.dtype))
-            return len(self.requests) - 1
-
-        with saved_tensors_hooks(pack, unpack):
+        with saved_tensors_hooks(hook(_request, self.requests), unpack):
             y, log_det = self.step.direction.run(self.step.layer, x, self.context)
         self.rng_after = _reuse(self.rng_before, get_rng_states(self.devices))
         self.buffers = [entry for entry in self.buffers if entry.changed()]
@@ -123,11 +120,7 @@ class Frame:
     def _recording(self) -> Iterator[None]:
         """Keeps what autograd saves inside."""
         found: list[tuple[Tensor, int]] = []
-
-        def collect(tensor: Tensor) -> None:
-            tensor = tensor.detach()
-            found.append((tensor, version(tensor)))
-
+        collect = hook(_collect, found)
         with (
             self._as_before(),
             torch.enable_grad(),
@@ -260,6 +253,27 @@ def _with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     if any(moved):
         x = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
     return x.as_strided(shape, stride)
+
+
+def hook(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+    """A hook on saved tensors that a compiled sub-network calls, but does not compile as well."""
+    compiler_is_used = "torch._dynamo" in sys.modules  # importing it takes a second
+    return partial(_uncompiled(function) if compiler_is_used else function, *bound)
+
+
+@cache
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compiler.disable(function)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _request(requests: list[tuple[int, torch.dtype]], tensor: Tensor) -> int:
+    requests.append((tensor.numel(), tensor.dtype))
+    return len(requests) - 1
+
+
+def _collect(found: list[tuple[Tensor, int]], tensor: Tensor) -> None:
+    tensor = tensor.detach()
+    found.append((tensor, version(tensor)))
 
 
 def _refuse(_: None) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._direction import Direction
-from ._frame import Frame, Kept, Step, detach
+from ._frame import Frame, Kept, Step, detach, hook
 from .drift import current_drift
 from .module import InvertibleModule, call, located
 from .trace import lock
@@ -89,7 +88,16 @@ def applies(wanted: bool) -> bool:
     )
 
 
-def run(
+def run(*arguments: Any) -> tuple[Any, list[Tensor]]:
+    """Runs a composition; see :func:`_run`."""
+    if torch.compiler.is_dynamo_compiling():
+        # A layer must run the same code when it is rebuilt, outside of the compiler's reach.
+        eager: Any = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+        return eager(*arguments)  # type: ignore[no-any-return]
+    return _run(*arguments)
+
+
+def _run(
     module: InvertibleModule,
     direction: Direction,
     state: Any,
@@ -179,7 +187,7 @@ class Chain:
                 self.kept[index] = Kept(detach(x))
             if self.drift:
                 self.drift.remember(frame, x)
-            return frame.run(x, partial(self.unpack, index))
+            return frame.run(x, hook(Chain.unpack, self, index))
 
     def _is_anchor(self, step: Step, index: int) -> bool:
         # What an injective layer's inverse throws away can't be rebuilt.

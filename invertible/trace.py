@@ -59,8 +59,8 @@ def same_rng_states(one: RNGStates, other: RNGStates) -> bool:
 
 
 def version(x: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count."""
-    return 0 if x.is_inference() else x._version
+    """How often a tensor was changed in place; 0 where torch does not count."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def parts(module: nn.Module) -> list[nn.Module]:

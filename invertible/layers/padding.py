@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import expect_tensor
+from .._checks import FROM_FORWARD, expect_tensor
 from ..module import InvertibleModule
 from .partition import _rank_for
 
@@ -70,12 +70,12 @@ class InjectivePad(InvertibleModule):
         return F.pad(x, (0, 0) * dims_behind + (0, self.channels))
 
     def inverse(self, y: Tensor) -> Tensor:
-        y = expect_tensor(self, y, min_dim=_rank_for(self.dim))
+        y = expect_tensor(self, y, min_dim=_rank_for(self.dim), inverse=True)
         kept = y.shape[self.dim] - self.channels
         if kept < 1:
             raise ValueError(
                 f"InjectivePad's inverse crops {self.channels} of dimension {self.dim}, got only "
-                f"{y.shape[self.dim]} (shape {tuple(y.shape)}). Pass what its forward returned."
+                f"{y.shape[self.dim]} (shape {tuple(y.shape)}). {FROM_FORWARD}"
             )
         if self.tolerance is not None:
             self._require_zero(y.narrow(self.dim, kept, self.channels), self.tolerance)

@@ -50,7 +50,7 @@ class Parallel(InvertibleModule):
         for position, layer in enumerate(layers):
             if not isinstance(layer, InvertibleModule):
                 raise TypeError(
-                    f"Parallel takes invertible layers, got {describe(layer)} as layer {position}. "
+                    f"Parallel takes invertible layers, and layer {position} is {describe(layer)}. "
                     "Put it into a coupling, AdditiveCoupling(f), or subclass InvertibleModule."
                 )
             self.add_module(str(position), layer)

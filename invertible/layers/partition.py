@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import expect_streams, expect_tensor
+from .._checks import expect_streams, expect_tensor, name_of
 from ..module import InvertibleModule
 
 
@@ -40,28 +40,28 @@ class _Partition(InvertibleModule):
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, dim={self.dim}"
 
-    def _cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
+    def _cut(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, ...]:
+        x = expect_tensor(self, x, min_dim=_rank_for(self.dim), inverse=inverse)
         size = x.shape[self.dim]
         if self.sizes is None and size % 2:
             raise ValueError(
-                f"{type(self).__name__} halves dimension {self.dim}, whose size is odd: {size} "
+                f"{name_of(self, inverse)} halves dimension {self.dim}, whose size is odd: {size} "
                 f"(input shape {tuple(x.shape)}). Give sizes, for instance "
                 f"sizes=({size // 2}, {size - size // 2}), or put InjectivePad before it."
             )
         sizes = self.sizes or (size // 2, size // 2)
         if sum(sizes) != size or size == 0:
             raise ValueError(
-                f"{type(self).__name__} cuts dimension {self.dim} into sizes {sizes}, "
+                f"{name_of(self, inverse)} cuts dimension {self.dim} into sizes {sizes}, "
                 f"{sum(sizes)} in all, got size {size} (input shape {tuple(x.shape)}). Give "
                 "sizes that add up to it."
             )
         return torch.split(x, list(sizes), self.dim)
 
-    def _join(self, streams: tuple[Tensor, ...]) -> Tensor:
+    def _join(self, streams: tuple[Tensor, ...], inverse: bool = False) -> Tensor:
         count = 2 if self.sizes is None else len(self.sizes)
-        streams = expect_streams(self, streams, count)
-        first = expect_tensor(self, streams[0], min_dim=_rank_for(self.dim))
+        streams = expect_streams(self, streams, count, inverse=inverse)
+        first = expect_tensor(self, streams[0], min_dim=_rank_for(self.dim), inverse=inverse)
         expected = self.sizes or (first.shape[self.dim],) * 2
         alike = _alike_but_for(self.dim, streams)
         found = tuple(stream.shape[self.dim] for stream in streams) if alike else None
@@ -72,7 +72,7 @@ class _Partition(InvertibleModule):
                 else "Make the other dimensions equal before it."
             )
             raise ValueError(
-                f"{type(self).__name__} joins streams of sizes {expected} along dimension "
+                f"{name_of(self, inverse)} joins streams of sizes {expected} along dimension "
                 f"{self.dim}, alike in all other dimensions, got shapes "
                 f"{', '.join(str(tuple(stream.shape)) for stream in streams)}. {hint}"
             )
@@ -122,7 +122,7 @@ class Split(_Partition):
         return self._cut(x)
 
     def inverse(self, y: tuple[Tensor, ...]) -> Tensor:
-        return self._join(y)
+        return self._join(y, inverse=True)
 
 
 class Merge(_Partition):
@@ -152,4 +152,4 @@ class Merge(_Partition):
         return self._join(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, ...]:
-        return self._cut(y)
+        return self._cut(y, inverse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 
 import torch
 from torch import Tensor
@@ -78,10 +77,11 @@ class Permute(InvertibleModule):
                 f"Permute takes an order, as Permute([2, 0, 1]) does, got {permutation}. For a "
                 f"random one use Permute.random({permutation}, seed=0)."
             )
-        order = [index(c) for c in permutation]
-        if not order or sorted(order) != list(range(len(order))):
+        given = list(permutation)
+        order = [int(c) for c in given]
+        if not order or order != given or sorted(order) != list(range(len(order))):
             raise ValueError(
-                f"Permute takes the numbers 0 to C - 1 in some order, got {order}. For a random "
+                f"Permute takes the numbers 0 to C - 1 in some order, got {given}. For a random "
                 "order use Permute.random(channels, seed=0)."
             )
         if dim == 0:

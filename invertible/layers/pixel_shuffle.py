@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from .._checks import describe, expect_tensor
+from .._checks import FROM_FORWARD, describe, expect_tensor, name_of
 from .._memory_format import is_channels_last
 from ..module import InvertibleModule
 
@@ -34,15 +34,15 @@ class _PixelShuffling(InvertibleModule):
     def extra_repr(self) -> str:
         return f"factor={self.factor}, order={self.order!r}"
 
-    def _to_channels(self, x: Tensor) -> Tensor:
-        x = expect_tensor(self, x, min_dim=3)
+    def _to_channels(self, x: Tensor, inverse: bool = False) -> Tensor:
+        x = expect_tensor(self, x, min_dim=3, inverse=inverse)
         n, c, *sides = x.shape
         r = self.factor
         c_out = c * r ** len(sides)  # not -1: a batch may be empty
         if any(side % r for side in sides):
             raise ValueError(
-                f"{type(self).__name__} takes sides that are multiples of its factor {r}, got "
-                f"{describe(x)}. Crop or pad the sides first."
+                f"{name_of(self, inverse)} takes sides that are multiples of its factor {r}, got "
+                f"{describe(x)}. {FROM_FORWARD if inverse else 'Crop or pad the sides first.'}"
             )
         rank = len(sides)
         pixels = [2 + 2 * i for i in range(rank)]
@@ -54,16 +54,17 @@ class _PixelShuffling(InvertibleModule):
             return blocks.permute(0, *pixels, *inner).reshape(n, *small, c_out).movedim(-1, 1)
         return blocks.permute(0, *inner, *pixels).reshape(n, c_out, *small)
 
-    def _to_pixels(self, y: Tensor) -> Tensor:
-        y = expect_tensor(self, y, min_dim=3)
+    def _to_pixels(self, y: Tensor, inverse: bool = False) -> Tensor:
+        y = expect_tensor(self, y, min_dim=3, inverse=inverse)
         n, c, *sides = y.shape
         r = self.factor
         rank = len(sides)
         if c % r**rank:
+            hint = FROM_FORWARD if inverse else "Put InjectivePad before it."
             raise ValueError(
-                f"{type(self).__name__} takes a number of channels that is a multiple of "
+                f"{name_of(self, inverse)} takes a number of channels that is a multiple of "
                 f"{r**rank}, its factor {r} to the power of {rank} spatial dimensions, got "
-                f"{describe(y)}. Put InjectivePad before it, or take another factor."
+                f"{describe(y)}. {hint}"
             )
         c //= r**rank
         if self.order == "channel-major":
@@ -120,7 +121,7 @@ class PixelUnshuffle(_PixelShuffling):
         return self._to_channels(x)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return self._to_pixels(y)
+        return self._to_pixels(y, inverse=True)
 
 
 class PixelShuffle(_PixelShuffling):
@@ -152,4 +153,4 @@ class PixelShuffle(_PixelShuffling):
         return self._to_pixels(x)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return self._to_channels(y)
+        return self._to_channels(y, inverse=True)

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor
 
-from .._checks import describe, expect_tensor
+from .._checks import describe, expect_tensor, name_of
 from .._memory_format import memory_format
 from ..module import InvertibleModule
 
@@ -44,7 +44,8 @@ class Reshape(InvertibleModule):
             raise ValueError(
                 f"{type(self).__name__} takes two shapes of as many numbers, got "
                 f"{self.input_shape} ({prod(self.input_shape)} numbers) and {self.output_shape} "
-                f"({prod(self.output_shape)}). Leave the batch out, and give every size."
+                f"({prod(self.output_shape)}). Leave the batch out, and give every size; the "
+                "smallest is 1."
             )
 
     def _shape(self, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -62,14 +63,16 @@ class Reshape(InvertibleModule):
         return self._reshape(x, self.input_shape, self.output_shape)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return self._reshape(y, self.output_shape, self.input_shape)
+        return self._reshape(y, self.output_shape, self.input_shape, inverse=True)
 
-    def _reshape(self, x: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-        x = expect_tensor(self, x, min_dim=1)
+    def _reshape(
+        self, x: Tensor, old: tuple[int, ...], new: tuple[int, ...], inverse: bool = False
+    ) -> Tensor:
+        x = expect_tensor(self, x, min_dim=1, inverse=inverse)
         if x.shape[1:] != old:
             hint = "Give it a batch dimension: x.unsqueeze(0)." if x.shape == old else ""
             raise ValueError(
-                f"{type(self).__name__} takes examples of shape {old} behind the batch, got "
+                f"{name_of(self, inverse)} takes examples of shape {old} behind the batch, got "
                 f"{describe(x)}. {hint or 'Make the layer for its shape.'}"
             )
         y = x.reshape(x.shape[0], *new)

@@ -1,0 +1,56 @@
+"""Reversible checkpointing under torch.compile; without code generation, which takes minutes."""
+
+import copy
+
+import pytest
+import torch
+from checkpointing import assert_same_step, body, images, step
+
+# Dynamo warns of what it does itself.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_compiled_sub_networks_have_the_same_gradients():
+    stored = body(3)
+    rebuilt = copy.deepcopy(stored)
+    rebuilt.checkpoint = True
+    names = list(rebuilt.state_dict())
+    assert rebuilt.compile_subnetworks(backend="aot_eager") is rebuilt
+    assert list(rebuilt.state_dict()) == names
+    assert_same_step(step(rebuilt, images()), step(stored, images()))
+
+
+def test_frozen_parts_do_not_disturb_compiled_sub_networks():
+    stored = body(3)
+    rebuilt = copy.deepcopy(stored)
+    rebuilt.checkpoint = True
+    rebuilt.compile_subnetworks(backend="aot_eager")
+    results = []
+    for network in (stored, rebuilt):
+        network[2].requires_grad_(False)  # the next sub-network gets an input without grad
+        network(images()).sin().sum().backward()
+        results.append([p.grad for p in network.parameters() if p.requires_grad])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_compiled_network_is_right_in_both_directions(checkpoint):
+    network = body(2, checkpoint=checkpoint)
+    expected = step(copy.deepcopy(network), images())
+    compiled = torch.compile(network, backend="aot_eager")
+    found = step(compiled, images())
+    torch.testing.assert_close(found["gradients"], expected["gradients"], rtol=1e-9, atol=1e-9)
+    network.eval()
+    inverse = torch.compile(network.inverse, backend="aot_eager")
+    torch.testing.assert_close(inverse(compiled(images())), images())

@@ -1,0 +1,93 @@
+"""Two processes train as one does, under DistributedDataParallel and under fully_shard."""
+
+import gc
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpointing import body, images
+from torch import distributed, multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from invertible import AdditiveCoupling
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available() or sys.platform == "win32", reason="needs gloo"
+)
+
+
+def residual() -> nn.Module:
+    """Without batch statistics, which would differ between half a batch and a whole one."""
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 4, 1))
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return body(4, residual, **options)
+
+
+def gradients(model, x):
+    model(x).sin().mean().backward()
+    return [p.grad for p in model.parameters()]
+
+
+def ddp(model):
+    return DistributedDataParallel(model)
+
+
+def fsdp(model):
+    for layer in model:
+        if isinstance(layer, AdditiveCoupling):
+            fully_shard(layer.f)
+    return fully_shard(model)
+
+
+def fsdp_of_blocks(model):
+    """Sharded by compositions inside the composition, which then have hooks."""
+    model = type(model)(model[:2], model[2:6], model[6:], checkpoint=model.checkpoint)
+    for block in list(model)[1:]:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def whole(gradient):
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+
+
+def work(rank: int, port: int, wrap, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    try:
+        results = {}
+        for checkpoint in (False, True):
+            model = wrap(network(checkpoint=checkpoint))
+            for _ in range(2):
+                model.zero_grad()
+                found = gradients(model, images(4)[2 * rank : 2 * rank + 2])
+            results[checkpoint] = [
+                g.full_tensor() if hasattr(g, "full_tensor") else g for g in found
+            ]
+        if rank == 0:
+            torch.save(results, Path(folder) / "gradients.pt")
+        distributed.barrier()
+    finally:
+        del model
+        gc.collect()  # else some processes abort at exit
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [ddp, fsdp, fsdp_of_blocks])
+def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, args=(port, wrap, str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    expected = gradients(network(), images(4))
+    for checkpoint in (False, True):
+        torch.testing.assert_close(found[checkpoint], expected, rtol=1e-9, atol=1e-12)
