@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ._direction import Direction
-from .module import InvertibleModule, restore_state
+from ._steps import Step
+from .module import restore_state
 from .trace import (
     RNGStates,
     accelerators,
@@ -25,18 +25,6 @@ from .trace import (
     untouched,
     version,
 )
-
-
-class Step(NamedTuple):
-    """A layer, which way it is run, and its place in the composition."""
-
-    layer: InvertibleModule
-    direction: Direction
-    name: str
-
-    @property
-    def place(self) -> str:
-        return f"layer {self.name} ({type(self.layer).__name__})"
 
 
 class Kept:

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._direction import Direction
-from ._frame import Frame, Kept, Step, detach, hook
+from ._frame import Frame, Kept, detach, hook
+from ._steps import Step, steps
 from .drift import current_drift
+from .grid import check_entrance, check_exit, check_layer
 from .module import InvertibleModule, call, located
 from .trace import lock
 
@@ -74,7 +76,10 @@ def reversible_checkpoint(
         )
     if not applies(True):
         return call(module, x, context)
-    return run(module, Direction(), x, context, anchor_every)[0]
+    check_entrance(module, Direction(), x)
+    y, _ = run(module, Direction(), x, context, anchor_every)
+    check_exit(module, Direction(), y)
+    return y
 
 
 def applies(wanted: bool) -> bool:
@@ -103,11 +108,12 @@ def _run(
     state: Any,
     context: Any,
     anchor_every: int | None,
+    check_layers: bool = False,
 ) -> tuple[Any, list[Tensor]]:
     """Runs a composition's layers, with their log-determinants if the direction asks for them."""
     log_dets = []
     chain: Chain | None = None
-    for step in _steps(module, direction, ""):
+    for step in steps(module, direction):
         try:
             if step.layer._members(step.direction.inverted) is None:
                 chain = chain or Chain(context, anchor_every)
@@ -117,6 +123,8 @@ def _run(
                     chain.end(state)
                 chain = None
                 state, log_det = _run_hooked(step, state, context)
+            if check_layers:
+                check_layer(module, step.place, state)
         except Exception as error:
             error.add_note(located(step.name, step.layer))
             raise
@@ -125,27 +133,6 @@ def _run(
     if chain:
         chain.end(state)
     return state, log_dets
-
-
-def _steps(module: InvertibleModule, direction: Direction, name: str) -> Iterator[Step]:
-    """Takes compositions apart, but for inner ones with hooks, which are called as a whole."""
-    members = module._members(direction.inverted)
-    called = not (direction.inverted or direction.log_det)
-    if members is None or (name and called and _has_hooks(module)):
-        yield Step(module, direction, name or "0")
-        return
-    for member, layer, inverted in members:
-        prefix = f"{name}.{member}" if name else member
-        yield from _steps(layer, direction._replace(inverted=inverted), prefix)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _run_hooked(step: Step, state: Any, context: Any) -> tuple[Any, Tensor | None]:

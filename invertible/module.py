@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
@@ -28,6 +29,13 @@ def call_inverse(layer: InvertibleModule, y: Any, context: Any) -> Any:
     """Runs a layer backwards, with the context if it takes one."""
     inverse: Any = layer.inverse  # the abstract one takes no context
     return inverse(y, context) if layer.conditional else inverse(y)
+
+
+def finest(layers: Iterable[InvertibleModule]) -> float | None:
+    """The quantum of a composition: its layers' finest, or None if one has none."""
+    quanta = [layer.quantum for layer in layers]
+    known = [quantum for quantum in quanta if quantum is not None]
+    return min(known, default=math.inf) if len(known) == len(quanta) else None
 
 
 def located(name: str, layer: InvertibleModule) -> str:
@@ -103,6 +111,9 @@ class InvertibleModule(nn.Module, ABC):
         True
     """
 
+    # Whether a composition may be given states beside the grid, since this layer rounds them.
+    _puts_on_grid = False
+
     @property
     def bijective(self) -> bool:
         """Whether every output has a pre-image; False for a layer with a left inverse only."""
@@ -117,6 +128,21 @@ class InvertibleModule(nn.Module, ABC):
     def conditional(self) -> bool:
         """Whether the layer takes a context as its second argument."""
         return False
+
+    @property
+    def quantum(self) -> float | None:
+        """The grid that the layer keeps a state on, in both directions and bit for bit.
+
+        A layer that rounds what it adds names its quantum :math:`q`: multiples of :math:`q`
+        become multiples of :math:`q`. A layer that only moves numbers keeps every grid, and has
+        ``math.inf``. None, the default, promises nothing.
+        """
+        return None
+
+    @property
+    def exact(self) -> bool:
+        """Whether states on the grid are inverted bit for bit, within its range."""
+        return self.quantum is not None
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -269,6 +295,10 @@ class Inverse(InvertibleModule):
     @property
     def conditional(self) -> bool:
         return self.layer.conditional
+
+    @property
+    def quantum(self) -> float | None:
+        return self.layer.quantum
 
     def forward(self, x: Any, context: Any = None) -> Any:
         check_context(self, self.conditional, context)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from . import checkpoint
 from ._checks import check_context
 from ._direction import Direction
-from .module import InvertibleModule, Member, located
+from ._steps import steps
+from .grid import check_entrance, check_exit, check_layer
+from .module import InvertibleModule, Member, finest, located
 
 
 class InvertibleSequential(InvertibleModule):
@@ -33,6 +35,8 @@ class InvertibleSequential(InvertibleModule):
             gradients, and so is asked for.
         anchor_every: With ``checkpoint``, how many layers share one stored state, from which
             rebuilding starts afresh; by default only the output is stored.
+        check_layers: For an :attr:`exact` composition, whether the range is checked behind every
+            layer, to find the one that leaves it; by default at both ends only.
 
     Shape:
         - Input: whatever the first layer takes.
@@ -41,7 +45,8 @@ class InvertibleSequential(InvertibleModule):
     Raises:
         TypeError: If a layer is not an :class:`InvertibleModule`; when called, if a context is
             missing or nothing would use it.
-        ValueError: When called, if there are no layers.
+        ValueError: When called, if there are no layers; for an exact composition, if the input is
+            not on the grid, or a state is not finite or out of the range in which sums are exact.
 
     An error inside a layer is noted with the layer's position and class.
 
@@ -59,6 +64,7 @@ class InvertibleSequential(InvertibleModule):
         *layers: InvertibleModule | OrderedDict[str, InvertibleModule],
         checkpoint: bool = False,
         anchor_every: int | None = None,
+        check_layers: bool = False,
     ) -> None:
         super().__init__()
         if anchor_every is not None and anchor_every < 1:
@@ -67,6 +73,7 @@ class InvertibleSequential(InvertibleModule):
             )
         self.checkpoint = checkpoint
         self.anchor_every = anchor_every
+        self.check_layers = check_layers
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], OrderedDict) else None
         for name, layer in (named or dict(enumerate(layers))).items():
             self.add_module(str(name), layer)  # type: ignore[arg-type]
@@ -110,6 +117,7 @@ class InvertibleSequential(InvertibleModule):
             OrderedDict(layers),  # type: ignore[arg-type]
             checkpoint=self.checkpoint,
             anchor_every=self.anchor_every,
+            check_layers=self.check_layers,
         )
 
     @property
@@ -123,6 +131,15 @@ class InvertibleSequential(InvertibleModule):
     @property
     def conditional(self) -> bool:
         return any(layer.conditional for layer in self)
+
+    @property
+    def quantum(self) -> float | None:
+        return finest(self)
+
+    @property
+    def inexact_layers(self) -> dict[str, InvertibleModule]:
+        """The layers that keep no grid, by name: why the composition is not :attr:`exact`."""
+        return {step.name: step.layer for step in steps(self, Direction()) if not step.layer.exact}
 
     def forward(self, x: Any, context: Any = None) -> Any:
         return self._run(Direction(), x, context)[0]
@@ -146,12 +163,25 @@ class InvertibleSequential(InvertibleModule):
         if not len(self):
             raise ValueError("InvertibleSequential has no layers to run: append some first.")
         check_context(self, self.conditional, context)
+        check_entrance(self, direction, state)
         if checkpoint.applies(self.checkpoint):
-            return checkpoint.run(self, direction, state, context, self.anchor_every)
+            state, log_dets = checkpoint.run(
+                self, direction, state, context, self.anchor_every, self.check_layers
+            )
+        else:
+            state, log_dets = self._run_plainly(direction, state, context)
+        check_exit(self, direction, state)
+        return state, log_dets
+
+    def _run_plainly(
+        self, direction: Direction, state: Any, context: Any
+    ) -> tuple[Any, list[Tensor]]:
         log_dets = []
         for name, layer, _ in self._members(direction.inverted):
             try:
                 state, log_det = direction.run(layer, state, context)
+                if self.check_layers:
+                    check_layer(self, f"layer {name} ({type(layer).__name__})", state)
             except Exception as error:
                 error.add_note(located(name, layer))
                 raise

@@ -10,15 +10,19 @@ from torch import nn
 from invertible import (
     AdditiveCoupling,
     Flatten,
+    HaarWavelet,
     InjectivePad,
     Inverse,
     InvertibleModule,
     InvertibleSequential,
     Merge,
+    PairRotation,
+    PairScaling,
     Parallel,
     Permute,
     PixelShuffle,
     PixelUnshuffle,
+    Quantize,
     Reshape,
     Split,
     State,
@@ -64,15 +68,28 @@ def volumes(**options) -> st.SearchStrategy[State]:
     return tensors(image_shapes(rank=3, max_batch=1), **options)
 
 
+def randomized(layer: InvertibleModule) -> InvertibleModule:
+    """A layer that does something from the beginning."""
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
 LAYERS = {
     "AdditiveCoupling": Case(lambda x: AdditiveCoupling(network(x[1], dropout=0.3)), pairs),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
+    "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
+    "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
+    "HaarWavelet of signals": Case(lambda _: HaarWavelet(), signals),
+    "HaarWavelet of volumes": Case(lambda _: HaarWavelet(), volumes),
     "InjectivePad": Case(lambda _: InjectivePad(3), tensors),
     "InjectivePad of width": Case(lambda _: InjectivePad(1, dim=-1, tolerance=1e-3), tensors),
     "Inverse": Case(lambda x: Inverse(block(x)), pairs),
     "InvertibleSequential": Case(block, pairs),
     "Merge": Case(lambda _: Merge(), pairs),
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
+    "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),
+    "PairScaling": Case(lambda x: randomized(PairScaling(x.shape[1])), tensors),
     "Parallel": Case(lambda _: Parallel(PixelUnshuffle(2), PixelUnshuffle(1)), pairs),
     "Permute": Case(lambda x: Permute.random(x.shape[1], seed=0), tensors),
     "PixelShuffle": Case(lambda _: PixelShuffle(2), fours),
@@ -85,4 +102,25 @@ LAYERS = {
     "Split": Case(lambda _: Split(), tensors),
     "Split in sizes": Case(lambda x: Split((1, x.shape[1] - 1)), tensors),
     "Swap": Case(lambda _: Swap(), pairs),
+}
+
+
+QUANTUM = 2**-10
+
+
+def rounding(x: torch.Tensor) -> AdditiveCoupling:
+    return AdditiveCoupling(network(x[1], dropout=0.3), quantum=QUANTUM)
+
+
+# With a quantum: exact on the grid, and for float32 and float64 only.
+EXACT_LAYERS = {
+    "AdditiveCoupling": Case(rounding, pairs),
+    "HaarWavelet": Case(lambda _: HaarWavelet(quantum=QUANTUM), tensors),
+    "HaarWavelet of offsets": Case(
+        lambda _: HaarWavelet(order="offset-major", quantum=QUANTUM), tensors
+    ),
+    "HaarWavelet of volumes": Case(lambda _: HaarWavelet(quantum=QUANTUM), volumes),
+    "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1], quantum=QUANTUM)), tensors),
+    "PairScaling": Case(lambda x: randomized(PairScaling(x.shape[1], quantum=QUANTUM)), tensors),
+    "Quantize": Case(lambda _: Quantize(QUANTUM), tensors),
 }

@@ -4,7 +4,9 @@ import copy
 import gc
 import pickle
 import re
+import sys
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from checkpointing import assert_same_step, body, bottleneck, images, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils import checkpoint as torch_checkpoint
 
@@ -148,7 +151,7 @@ def test_the_inverse_of_an_injective_network_keeps_what_it_crops():
         return InvertibleSequential(InjectivePad(6), Split(), coupling, Swap(), Merge()).double()
 
     stored, rebuilt = both(make)
-    phi = copy.deepcopy(stored)(images()).detach() + 0.1  # not an output of the network
+    phi = torch.randn(3, 8, 8, 8, dtype=torch.float64)  # not an output of the network
     assert_same_step(step(rebuilt.inverse, phi), step(stored.inverse, phi))
 
 
@@ -569,6 +572,40 @@ def test_memory_between_the_passes_does_not_grow_with_depth():
     assert slope < 0.02
 
 
+def test_compositions_inside_sub_networks_keep_nothing():
+    def residual():
+        inner = InvertibleSequential(
+            Split(), AdditiveCoupling(nn.Conv2d(2, 2, 1)), Merge(), checkpoint=True
+        )
+        return nn.Sequential(inner, nn.Tanh())
+
+    x = images(16)
+    bytes_kept = []
+    for depth in (2, 12):
+        network = body(depth, residual, checkpoint=True)
+        bytes_kept.append(allocated_by(lambda network=network: network(x))[0])
+    assert bytes_kept[0] == bytes_kept[1]
+
+
+def test_the_backward_pass_holds_the_activations_of_one_layer():
+    class Watched(nn.Module):
+        """Knows which of the activations that it saved are still in memory."""
+
+        storages: ClassVar[list] = []
+        alive: ClassVar[list] = []
+
+        def forward(self, x):
+            self.alive.append(sum(not storage.expired() for storage in self.storages))
+            y = x.tanh()
+            self.storages.append(StorageWeakRef(y.untyped_storage()))
+            return y.square()
+
+    network = body(6, Watched, checkpoint=True)
+    network(images().requires_grad_()).sum().backward(retain_graph=True)
+    assert Watched.alive[:6] == [0] * 6
+    assert Watched.alive[6:] == [0] * 6
+
+
 def test_parameter_gradients_arrive_layer_by_layer():
     network = body(4, checkpoint=True)
     order = []
@@ -764,6 +801,30 @@ def test_two_threads_draw_their_own_dropout_masks():
             if isinstance(part, Masked):
                 for forward, again in zip(part.masks[::2], part.masks[1::2], strict=True):
                     assert torch.equal(forward, again)
+
+
+def test_two_threads_can_go_backward_through_one_graph():
+    network = body(4, checkpoint=True)
+    parameters = list(network.parameters())
+    loss = network(images()).sin().sum()
+    expected = torch.autograd.grad(loss, parameters, retain_graph=True)
+    results = []
+
+    def backward():
+        for _ in range(5):
+            results.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+
+    threads = [threading.Thread(target=backward) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads interrupt each other everywhere
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert len(results) == 15
+    for found in results:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

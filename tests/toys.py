@@ -33,10 +33,10 @@ class Affine(InvertibleModule):
     def inverse(self, y):
         return (y - self.shift) / self.log_scale.exp()
 
-    def forward_and_log_det(self, x, context=None):
+    def forward_and_log_det(self, x):
         return self(x), self.log_det(x)
 
-    def inverse_and_log_det(self, y, context=None):
+    def inverse_and_log_det(self, y):
         return self.inverse(y), -self.log_det(y)
 
     def log_det(self, x):
@@ -52,10 +52,10 @@ class Logistic(InvertibleModule):
     def inverse(self, y):
         return y.logit()
 
-    def forward_and_log_det(self, x, context=None):
+    def forward_and_log_det(self, x):
         return self(x), self.log_det(x)
 
-    def inverse_and_log_det(self, y, context=None):
+    def inverse_and_log_det(self, y):
         x = self.inverse(y)
         return x, -self.log_det(x)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_context, describe, expect_streams
+from ..grid import check_dtype, check_quantum, round_to_grid
 from ..module import InvertibleModule, Pair, Restore
 from ..trace import no_trace, version
 
@@ -24,6 +25,9 @@ class AdditiveCoupling(InvertibleModule):
 
     Args:
         f: Any module whose output has the shape of the first stream.
+        quantum: The grid to stay on, a power of two such as ``2**-16``: the shift is rounded to
+            it, the gradient goes straight through, and the inverse is bit for bit for a float32
+            or float64 state on the grid (put :class:`Quantize` first). None rounds nothing.
         conditional: Whether ``f`` takes a context, ``f(x2, context)``: the coupling is then
             called as ``layer(x, context)``.
 
@@ -49,22 +53,31 @@ class AdditiveCoupling(InvertibleModule):
 
     volume_preserving = True
 
-    def __init__(self, f: nn.Module, *, conditional: bool = False) -> None:
+    def __init__(
+        self, f: nn.Module, *, conditional: bool = False, quantum: float | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(f, nn.Module):
             raise TypeError(
                 f"AdditiveCoupling takes a torch.nn.Module, got {describe(f)}. A plain function "
                 "becomes one as the forward method of a module."
             )
+        check_quantum(self, quantum)
         self.f = f
         self._conditional = conditional
-
-    def extra_repr(self) -> str:
-        return "conditional=True" if self.conditional else ""
+        self._quantum = quantum
 
     @property
     def conditional(self) -> bool:
         return self._conditional
+
+    @property
+    def quantum(self) -> float | None:
+        return self._quantum
+
+    def extra_repr(self) -> str:
+        options = {"conditional": self.conditional or None, "quantum": self.quantum}
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
     def forward(self, x: Pair, context: Any = None) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
@@ -117,4 +130,7 @@ class AdditiveCoupling(InvertibleModule):
                 f"AdditiveCoupling's f ({type(self.f).__name__}) returned {shift.dtype}, which "
                 f"would change the dtype of the stream, {x1.dtype}. Cast f or the state."
             )
-        return shift
+        if self.quantum is None:
+            return shift
+        check_dtype(self, x1)
+        return round_to_grid(shift.to(x1.dtype), self.quantum)

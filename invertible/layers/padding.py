@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +48,7 @@ class InjectivePad(InvertibleModule):
     """
 
     bijective = False
+    quantum = math.inf
 
     def __init__(self, channels: int, dim: int = 1, *, tolerance: float | None = None) -> None:
         super().__init__()

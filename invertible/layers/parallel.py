@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._checks import check_context, describe, expect_streams
 from .._direction import Direction
-from ..module import InvertibleModule, Restore
+from ..module import InvertibleModule, Restore, finest
 
 
 class Parallel(InvertibleModule):
@@ -70,6 +70,10 @@ class Parallel(InvertibleModule):
     @property
     def conditional(self) -> bool:
         return any(layer.conditional for layer in self.layers)
+
+    @property
+    def quantum(self) -> float | None:
+        return finest(self.layers)
 
     def forward(self, x: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
         return self._each(Direction(), x, context)[0]

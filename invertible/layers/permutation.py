@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,7 @@ class Swap(InvertibleModule):
     """
 
     volume_preserving = True
+    quantum = math.inf
 
     def forward(self, x: Pair) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
@@ -68,6 +70,7 @@ class Permute(InvertibleModule):
     """
 
     volume_preserving = True
+    quantum = math.inf
     permutation: Tensor
 
     def __init__(self, permutation: Sequence[int], dim: int = 1) -> None:

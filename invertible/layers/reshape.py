@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 
@@ -34,6 +35,7 @@ class Reshape(InvertibleModule):
     """
 
     volume_preserving = True
+    quantum = math.inf
 
     def __init__(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
         super().__init__()
