@@ -35,7 +35,7 @@ class InvertibleSequential(InvertibleModule):
             gradients, and so is asked for.
         anchor_every: With ``checkpoint``, how many layers share one stored state, from which
             rebuilding starts afresh; by default only the output is stored.
-        check_layers: For an :attr:`exact` composition, whether the range is checked behind every
+        check_layers: For an exact composition, whether the range is checked behind every
             layer, to find the one that leaves it; by default at both ends only.
 
     Shape:
@@ -138,7 +138,7 @@ class InvertibleSequential(InvertibleModule):
 
     @property
     def inexact_layers(self) -> dict[str, InvertibleModule]:
-        """The layers that keep no grid, by name: why the composition is not :attr:`exact`."""
+        """The layers that keep no grid, by name: why the composition is not exact."""
         return {step.name: step.layer for step in steps(self, Direction()) if not step.layer.exact}
 
     def forward(self, x: Any, context: Any = None) -> Any:

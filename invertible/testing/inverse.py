@@ -123,7 +123,7 @@ class _Subject:
         self.layer = layer
         self.x = _detached(x)
         self.context = context
-        self.given_y = None if y is None else _detached(y)
+        self.given_y = y
         self.dtype = next(tensors(x)).dtype
         floating = self.dtype.is_floating_point
         eps = torch.finfo(self.dtype).eps if floating else 0.0
