@@ -34,7 +34,7 @@ napoleon_custom_sections = ["Shape"]
 
 nitpick_ignore_regex = [
     # No links into torch's documentation: the build needs no network.
-    ("py:.*", r"(torch|hypothesis|st|collections|numpy)\..*|Tensor"),
+    ("py:.*", r"(torch|hypothesis|st|collections|numpy|contextlib)\..*|Tensor"),
     # A layer's docstring mentions its two methods, which have no entry of their own.
     ("py:meth", "forward|inverse"),
 ]

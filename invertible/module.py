@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_context
+from ._checks import check_context, describe
 from .trace import accelerators, get_rng_states, no_trace, same_rng_states, tensors
 
 Pair = tuple[Tensor, Tensor]
@@ -280,7 +280,7 @@ class Inverse(InvertibleModule):
     def __init__(self, layer: InvertibleModule) -> None:
         super().__init__()
         if not isinstance(layer, InvertibleModule):
-            raise TypeError(f"Inverse takes an invertible layer, got a {type(layer).__name__}.")
+            raise TypeError(f"Inverse takes an invertible layer, got {describe(layer)}.")
         if not layer.bijective:
             raise ValueError(
                 f"Inverse takes a bijective layer, and {type(layer).__name__} has a left inverse "

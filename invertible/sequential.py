@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint
-from ._checks import check_context
+from ._checks import check_context, describe
 from ._direction import Direction
 from ._steps import steps
 from .grid import check_entrance, check_exit, check_layer
@@ -75,7 +75,7 @@ class InvertibleSequential(InvertibleModule):
         self.anchor_every = anchor_every
         self.check_layers = check_layers
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], OrderedDict) else None
-        for name, layer in (named or dict(enumerate(layers))).items():
+        for name, layer in (dict(enumerate(layers)) if named is None else named).items():
             self.add_module(str(name), layer)  # type: ignore[arg-type]
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
@@ -138,7 +138,7 @@ class InvertibleSequential(InvertibleModule):
 
     @property
     def inexact_layers(self) -> dict[str, InvertibleModule]:
-        """The layers that keep no grid, by name: why the composition is not exact."""
+        """The layers that keep no grid, by name, and so keep the composition from being exact."""
         return {step.name: step.layer for step in steps(self, Direction()) if not step.layer.exact}
 
     def forward(self, x: Any, context: Any = None) -> Any:
@@ -191,9 +191,15 @@ class InvertibleSequential(InvertibleModule):
 
 
 def _require_invertible(name: str, layer: object) -> None:
-    if not isinstance(layer, InvertibleModule):
-        raise TypeError(
-            f"InvertibleSequential takes invertible layers, got a {type(layer).__name__} as layer "
-            f"{name!r}. Put it into a coupling, AdditiveCoupling(f), or give it an inverse by "
-            "subclassing InvertibleModule."
-        )
+    if isinstance(layer, InvertibleModule):
+        return
+    hint = (
+        "Hand the layers over one by one: InvertibleSequential(*layers)."
+        if isinstance(layer, list | tuple)
+        else "Put it into a coupling, AdditiveCoupling(f), or give it an inverse by subclassing "
+        "InvertibleModule."
+    )
+    raise TypeError(
+        f"InvertibleSequential takes invertible layers, got {describe(layer)} as layer {name!r}. "
+        f"{hint}"
+    )

@@ -82,7 +82,7 @@ def untouched(modules: list[nn.Module], devices: list[torch.device]) -> Iterator
         rng_states = get_rng_states(devices)
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in modules if part._buffers]
+        originals = [(part._buffers, dict(part._buffers)) for part in modules]
         copies: dict[int, Tensor] = {}
         for place, buffers in originals:
             for name, buffer in buffers.items():
