@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .trace import parts
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -11,7 +13,10 @@ def is_channels_last(x: Tensor) -> bool:
 
     ``Tensor.is_contiguous`` says no for the channel slices that Split makes of such a tensor.
     """
-    return x.dim() in (4, 5) and x.stride(1) < x.stride(-1)
+    # One channel or one pixel lies in memory the same way in every format.
+    if x.dim() not in (4, 5) or x.shape[1] == 1 or x.shape[2:].numel() == 1:
+        return False
+    return x.stride(1) < x.stride(-1)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -19,3 +24,20 @@ def memory_format(x: Tensor) -> torch.memory_format:
     if not is_channels_last(x):
         return torch.contiguous_format
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
+def canonical(x: Tensor, f: nn.Module) -> Tensor:
+    """The input of a sub-network as it would lie in memory if it were new, in ``f``'s format.
+
+    Convolutions and batch statistics sum in an order that depends on the strides: on a view, such
+    as Split makes, or in another memory format, the last bits are others. So the strides must
+    not depend on where the stream comes from. They are those that suit the weights of ``f``.
+    """
+    weights = (p for part in parts(f) for p in part._parameters.values() if p is not None)
+    last = any(is_channels_last(p) for p in weights if p.dim() == x.dim())
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    chosen = formats[x.dim()] if last else torch.contiguous_format
+    x = x.contiguous(memory_format=chosen)
+    # Strides of dimensions of size 1 mean nothing, but choose among algorithms.
+    strides = torch.empty_like(x, memory_format=chosen, device="meta").stride()
+    return x if x.stride() == strides else x.as_strided(x.shape, strides)

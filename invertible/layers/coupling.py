@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_context, describe, expect_streams
+from .._memory_format import canonical
 from ..grid import check_dtype, check_quantum, round_to_grid
 from ..module import InvertibleModule, Pair, Restore
 from ..trace import no_trace, version
@@ -106,6 +107,9 @@ class AdditiveCoupling(InvertibleModule):
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
         check_context(self, self.conditional, context)
+        if self.quantum is not None:
+            check_dtype(self, x1)
+            x2 = canonical(x2, self.f)  # backward as forward, whatever made the stream
         before = version(x2)
         shift = self.f(x2, context) if self.conditional else self.f(x2)
         if version(x2) != before:
@@ -132,5 +136,4 @@ class AdditiveCoupling(InvertibleModule):
             )
         if self.quantum is None:
             return shift
-        check_dtype(self, x1)
         return round_to_grid(shift.to(x1.dtype), self.quantum)

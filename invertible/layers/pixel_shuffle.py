@@ -54,7 +54,8 @@ class _PixelShuffling(InvertibleModule):
         small = [side // r for side in sides]
         if is_channels_last(x):
             return blocks.permute(0, *pixels, *inner).reshape(n, *small, c_out).movedim(-1, 1)
-        return blocks.permute(0, *inner, *pixels).reshape(n, c_out, *small)
+        # Reshaping can return a view; of one pixel it would have the strides of channels_last.
+        return blocks.permute(0, *inner, *pixels).reshape(n, c_out, *small).contiguous()
 
     def _to_pixels(self, y: Tensor, inverse: bool = False) -> Tensor:
         y = expect_tensor(self, y, min_dim=3, inverse=inverse)
@@ -80,7 +81,7 @@ class _PixelShuffling(InvertibleModule):
         large = [side * r for side in sides]
         if is_channels_last(y):
             return blocks.permute(0, *space, channel).reshape(n, *large, c).movedim(-1, 1)
-        return blocks.permute(0, channel, *space).reshape(n, c, *large)
+        return blocks.permute(0, channel, *space).reshape(n, c, *large).contiguous()
 
 
 class PixelUnshuffle(_PixelShuffling):

@@ -1,0 +1,416 @@
+"""i-RevNet, assembled from the blocks of ``invertible``.
+
+Jacobsen, Smeulders, Oyallon, *i-RevNet: Deep Invertible Networks* (ICLR 2018),
+https://arxiv.org/abs/1802.07088. Where the paper and the authors' released code disagree, the
+networks follow the code, since the published weights do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from invertible import (
+    AdditiveCoupling,
+    InjectivePad,
+    InvertibleModule,
+    InvertibleSequential,
+    Merge,
+    Parallel,
+    PixelShuffle,
+    PixelUnshuffle,
+    Quantize,
+    Split,
+    Swap,
+)
+
+
+class IRevNet(nn.Module):
+    r"""A classifier whose features can be decoded back to the image.
+
+    .. math:: x_{j+1} = S \tilde x_j, \qquad \tilde x_{j+1} = S x_j + F_j \tilde x_j
+
+    is block :math:`j` on the pair of streams (equation 1 of the paper), where :math:`S` is a
+    pixel unshuffle by 2 if the block has stride 2, else the identity, and :math:`F_j` a
+    bottleneck. :meth:`features` is :math:`\Phi`, all blocks and nothing lost; only the
+    classifier behind it averages and projects.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        blocks: Number of blocks of each stage, at least 1.
+        strides: 1 or 2 for each stage: that of its first block.
+        widths: Channels of one stream in each stage. A stage of stride 2 has 4 times the width
+            of the one before it, one of stride 1 the same. If the first stage has stride 1 and
+            more channels than the image, zeros are appended: the network is then injective.
+        downsampling: Factor of the pixel unshuffle before the first block; 1 for none.
+        kernel_sizes: Sizes of the three convolutions in each bottleneck, odd.
+        dropout: Probability of dropout behind the second convolution of each bottleneck.
+        checkpoint: Whether training rebuilds the activations instead of storing them.
+        quantum: The grid of the states, a power of two; images and residuals are rounded to it.
+            Training without stored activations then has the very gradients of ordinary training,
+            and an image comes back from its features bit for bit as the network read it.
+            None computes in floating point.
+
+    Shape:
+        - Input: :math:`(N, C, H, W)` with sides that are multiples of ``stride``, the product
+          of ``downsampling`` and all ``strides``.
+        - Output: :math:`(N, K)` logits; of :meth:`features`, :math:`(N, 2 w, H/s, W/s)` with
+          the last width :math:`w` and ``stride`` :math:`s`, the first stream first.
+
+    Raises:
+        ValueError: If the settings do not fit together; when called, on images of another
+            shape or type.
+
+    Example:
+        >>> network = irevnet_digits().eval()
+        >>> x = torch.rand(4, 1, 16, 16)
+        >>> network(x).shape
+        torch.Size([4, 10])
+        >>> torch.equal(network.inverse(network.features(x)), network.as_read(x))
+        True
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        widths: Sequence[int],
+        downsampling: int,
+        kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        dropout: float = 0.0,
+        checkpoint: bool = True,
+        quantum: float | None = 2**-16,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"IRevNet takes {name} of at least 1, got {value}.")
+        _check_stages(blocks, strides, widths)
+        _check_bottleneck(kernel_sizes, dropout)
+        padding = _padding(in_channels, downsampling, strides[0], widths[0])
+        self.in_channels = in_channels
+        self.out_channels = 2 * widths[-1]
+        self.stride = downsampling * prod(strides)
+
+        layers: list[InvertibleModule] = []
+        if quantum is not None:
+            layers.append(Quantize(quantum))
+        if downsampling > 1:
+            layers.append(_unshuffle(downsampling))
+        if padding:
+            layers.append(InjectivePad(padding))
+        layers.append(Split())
+        for block, (width, stride) in enumerate(_each_block(blocks, strides, widths)):
+            bottleneck = Bottleneck(
+                width, stride=stride, first=block == 0, kernel_sizes=kernel_sizes, dropout=dropout
+            )
+            layers += _block(bottleneck, stride, quantum)
+        layers.append(Merge())
+        self.body = InvertibleSequential(*layers, checkpoint=checkpoint)
+        self.norm = nn.BatchNorm2d(self.out_channels, momentum=0.9)
+        self.classifier = nn.Linear(self.out_channels, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The image in other coordinates, the two streams merged."""
+        self._check_images(x)
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def classify(self, phi: Tensor) -> Tensor:
+        """The logits of what :meth:`features` returned."""
+        return self.classifier(self.norm(phi).relu().mean((2, 3)))
+
+    def as_read(self, x: Tensor) -> Tensor:
+        """The image that :meth:`inverse` gives back: rounded to the quantum, if there is one."""
+        first = self.body[0]
+        return first(x) if isinstance(first, Quantize) else x
+
+    def inverse(self, phi: Tensor) -> Tensor:
+        """The image that has these features."""
+        if phi.dim() != 4 or phi.shape[1] != self.out_channels:
+            raise ValueError(
+                f"This i-RevNet decodes features of shape (N, {self.out_channels}, H, W), got "
+                f"{tuple(phi.shape)}."
+            )
+        return self.body.inverse(phi)
+
+    def _check_images(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"This i-RevNet takes images of shape (N, {self.in_channels}, H, W), got "
+                f"{tuple(x.shape)}."
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"This i-RevNet takes images in floating point, got {x.dtype}. Convert and "
+                "normalise them first, for instance x.float() / 255."
+            )
+        if any(side == 0 or side % self.stride for side in x.shape[2:]):
+            raise ValueError(
+                f"This i-RevNet takes sides that are multiples of {self.stride}, got "
+                f"{x.shape[2]}x{x.shape[3]}. Resize, crop or pad the images."
+            )
+
+
+class Bottleneck(nn.Sequential):
+    """The residual of a block: three times BatchNorm, ReLU, convolution.
+
+    The layers stand in the order of the released code, so that its weights find their place.
+
+    Args:
+        width: Channels of the output; the input has as many, or a quarter if ``stride`` is 2.
+        stride: Of the first convolution.
+        first: Whether it belongs to the first block, which reads the image itself: no BatchNorm
+            and ReLU before the first convolution.
+        kernel_sizes: Sizes of the three convolutions.
+        dropout: Probability of dropout behind the second convolution.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        stride: int,
+        first: bool,
+        kernel_sizes: tuple[int, int, int],
+        dropout: float,
+    ) -> None:
+        channels = width // stride**2
+        inner = max(1, width // 4)
+        k1, k2, k3 = kernel_sizes
+        super().__init__(
+            *([] if first else _norm_relu(channels)),
+            _conv(channels, inner, k1, stride=stride),
+            *_norm_relu(inner),
+            _conv(inner, inner, k2),
+            nn.Dropout(dropout),
+            *_norm_relu(inner),
+            _conv(inner, width, k3),
+        )
+
+
+def _norm_relu(channels: int) -> list[nn.Module]:
+    # In place on what BatchNorm made anew, never on the stream itself.
+    return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def _conv(channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
+    )
+
+
+# The released code has the block offset slowest, the channel fastest.
+def _unshuffle(factor: int) -> PixelUnshuffle:
+    return PixelUnshuffle(factor, order="offset-major")
+
+
+def _block(bottleneck: Bottleneck, stride: int, quantum: float | None) -> list[InvertibleModule]:
+    """Equation 1 of the paper, on the pair of streams."""
+    if stride == 1:
+        return [AdditiveCoupling(bottleneck, quantum=quantum), Swap()]
+    # F reads the stream before S. Behind S that is the stream shuffled back: the same numbers.
+    f = nn.Sequential(PixelShuffle(stride, order="offset-major"), bottleneck)
+    both = Parallel(_unshuffle(stride), _unshuffle(stride))
+    return [both, AdditiveCoupling(f, quantum=quantum), Swap()]
+
+
+def _each_block(
+    blocks: Sequence[int], strides: Sequence[int], widths: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Width and stride of each block: only the first of a stage has the stage's stride."""
+    for count, stride, width in zip(blocks, strides, widths, strict=True):
+        yield width, stride
+        yield from [(width, 1)] * (count - 1)
+
+
+def _check_stages(blocks: Sequence[int], strides: Sequence[int], widths: Sequence[int]) -> None:
+    if not len(blocks) == len(strides) == len(widths) > 0:
+        raise ValueError(
+            "IRevNet takes one number of blocks, one stride and one width for each stage, got "
+            f"blocks={blocks}, strides={strides}, widths={widths}."
+        )
+    if min(blocks) < 1 or min(widths) < 1:
+        raise ValueError(
+            f"IRevNet takes blocks and widths of at least 1, got {blocks=} and {widths=}."
+        )
+    if not set(strides) <= {1, 2}:
+        raise ValueError(f"IRevNet takes strides of 1 or 2, got {strides=}.")
+    for stage in range(1, len(widths)):
+        expected = widths[stage - 1] * strides[stage] ** 2
+        if widths[stage] != expected:
+            raise ValueError(
+                f"Stage {stage} of this i-RevNet has stride {strides[stage]} behind a width of "
+                f"{widths[stage - 1]}, so its width must be {expected}, got {widths[stage]}."
+            )
+
+
+def _check_bottleneck(kernel_sizes: Sequence[int], dropout: float) -> None:
+    if len(kernel_sizes) != 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+        raise ValueError(f"IRevNet takes three odd kernel sizes, got {kernel_sizes=}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"IRevNet takes a dropout of 0 to below 1, got {dropout}.")
+
+
+def _padding(in_channels: int, downsampling: int, stride: int, width: int) -> int:
+    """How many zero channels make the image as wide as the two streams of the first stage."""
+    if downsampling < 1:
+        raise ValueError(f"IRevNet takes downsampling of at least 1 (none), got {downsampling}.")
+    channels = in_channels * downsampling**2
+    padding = 2 * width - channels * stride**2
+    if stride == 2 and padding:
+        raise ValueError(
+            f"A first stage of stride 2 has {channels * stride**2} channels, from {in_channels} "
+            f"with downsampling={downsampling}: its two streams must share them evenly, got "
+            f"widths[0]={width}. Only a first stage of stride 1 can be padded with zeros."
+        )
+    if padding < 0:
+        raise ValueError(
+            f"The first stage of this i-RevNet gets {channels} channels, from {in_channels} with "
+            f"downsampling={downsampling}, so widths[0] must be at least {-(-channels // 2)}, "
+            f"got {width}."
+        )
+    return padding
+
+
+def irevnet_a(num_classes: int = 1000, **overrides: Any) -> IRevNet:
+    """The paper's injective i-RevNet (a) for ImageNet: 181.0 million parameters.
+
+    Args:
+        num_classes: Number of logits.
+        **overrides: Settings of :class:`IRevNet` to change, as for all presets.
+    """
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(4, 4, 6, 4),
+        strides=(1, 2, 2, 2),
+        widths=(96, 384, 1536, 6144),
+        downsampling=4,
+    )
+
+
+def irevnet_b(num_classes: int = 1000, **overrides: Any) -> IRevNet:
+    """The paper's bijective i-RevNet (b) for ImageNet: 29.2 million parameters."""
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(6, 16, 72, 6),
+        strides=(2, 2, 2, 2),
+        widths=(24, 96, 384, 1536),
+        downsampling=2,
+    )
+
+
+def irevnet_b_released(num_classes: int = 1000, **overrides: Any) -> IRevNet:
+    """The network of the published ImageNet weights, (b) with 3x3 kernels: 125,120,356."""
+    return irevnet_b(num_classes, **{"kernel_sizes": (3, 3, 3)} | overrides)
+
+
+def irevnet_cifar10(num_classes: int = 10, **overrides: Any) -> IRevNet:
+    """The released code's network for CIFAR-10, injective: 6,274,826 parameters."""
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(18, 18, 18),
+        strides=(1, 2, 2),
+        widths=(16, 64, 256),
+        downsampling=1,
+        kernel_sizes=(3, 3, 3),
+        dropout=0.1,
+    )
+
+
+def irevnet_digits(num_classes: int = 10, **overrides: Any) -> IRevNet:
+    """A small bijective network for grey 16x16 images: (b) with a stage less."""
+    return _preset(
+        num_classes,
+        overrides,
+        in_channels=1,
+        blocks=(6, 12, 6),
+        strides=(2, 2, 2),
+        widths=(8, 32, 128),
+        downsampling=2,
+        kernel_sizes=(3, 3, 3),
+    )
+
+
+def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> IRevNet:
+    return IRevNet(num_classes, **settings | dict(overrides))
+
+
+PRESETS: dict[str, Callable[..., IRevNet]] = {
+    "a": irevnet_a,
+    "b": irevnet_b,
+    "b-released": irevnet_b_released,
+    "cifar10": irevnet_cifar10,
+    "digits": irevnet_digits,
+}
+
+
+def load_released(model: IRevNet, state_dict: Mapping[str, Tensor]) -> None:
+    """Loads the weights of a network that the authors' released code has trained.
+
+    Args:
+        model: An i-RevNet of the same settings.
+        state_dict: The entry ``"state_dict"`` of a released checkpoint, its keys with or
+            without the prefix ``module.``. Counts of batches may be missing, as PyTorch did not
+            have them when the weights were published.
+
+    Raises:
+        ValueError: If a key is missing or unexpected, or a tensor has another shape; nothing is
+            loaded then.
+    """
+    if "state_dict" in state_dict:
+        raise ValueError(
+            "load_released takes the entry 'state_dict' of a checkpoint, got the whole checkpoint. "
+            "Call load_released(model, checkpoint['state_dict'])."
+        )
+    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    ours = _released_names(model)
+    own = model.state_dict()
+    optional = {key for key in ours if key.endswith("num_batches_tracked")}
+    faults = {
+        "missing": sorted(ours.keys() - given.keys() - optional),
+        "unexpected": sorted(given.keys() - ours.keys()),
+        "of another shape": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(own[name].shape)}"
+            for key, name in ours.items()
+            if key in given and given[key].shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        raise ValueError(
+            "These weights belong to another network than this one: "
+            + "; ".join(f"{_listed(keys)} {what}" for what, keys in faults.items() if keys)
+            + ". Compare blocks, widths, kernel_sizes and num_classes."
+        )
+    model.load_state_dict(own | {ours[key]: value for key, value in given.items()})
+
+
+def _released_names(model: IRevNet) -> dict[str, str]:
+    """The released code's name of each parameter and buffer, with ours."""
+    modules = {"norm": "bn1", "classifier": "linear"}
+    bottlenecks = [name for name, part in model.named_modules() if isinstance(part, Bottleneck)]
+    for block, name in enumerate(bottlenecks):
+        modules[name] = f"stack.{block}.bottleneck_block"
+    return {
+        released + key.removeprefix(name): key
+        for key in model.state_dict()
+        for name, released in modules.items()
+        if key.startswith(name + ".")
+    }
+
+
+def _listed(keys: Sequence[str], limit: int = 6) -> str:
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more
