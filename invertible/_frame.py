@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -53,7 +53,8 @@ class Frame:
         self.buffers = _copy_buffers(self.modules)
         # What autograd asked to save in the forward pass, and the same tensors when rebuilt.
         self.requests: list[tuple[int, torch.dtype]] = []
-        self.saved: list[Tensor] | None = None
+        self.saved: list[Tensor | None] = []
+        self.asked_again = False
         # A state of the CPU's generator takes 5 kB: equal ones are kept once.
         self.rng_before = _reuse(rng, get_rng_states(self.devices))
         self.rng_after = self.rng_before
@@ -90,9 +91,33 @@ class Frame:
 
     def undo(self, y: Any) -> Any:
         """Rebuilds the input state only."""
-        with self._as_before(), torch.no_grad():
+        with torch.no_grad(), nullcontext() if self._only_moves() else self._as_before():
             x = self.step.direction.undo(self.step.layer, y, self.context)
             return restore_state(x, self.restore)
+
+    def _only_moves(self) -> bool:
+        """Whether there is nothing to put back: no parts, nothing saved, nothing drawn."""
+        has_parts = len(self.modules) > 1 or self.parameters or self.modules[0]._buffers
+        return not (has_parts or self.requests) and self.rng_before is self.rng_after
+
+    def take(self, number: int) -> Tensor | None:
+        """Hands out a saved tensor, or None if it is not there.
+
+        Autograd asks for each once, and what it was given is freed as soon as it is used. A custom
+        function can ask again: then all are kept until the next layer is rebuilt.
+        """
+        if not self.saved:
+            return None
+        tensor = self.saved[number]
+        if tensor is None:
+            self.asked_again = True
+        elif not self.asked_again:
+            self.saved[number] = None
+        return tensor
+
+    def forget(self) -> None:
+        """Frees the saved tensors."""
+        self.saved = []
 
     def restore(self, x: Tensor, stream: int) -> Tensor:
         """Gives a rebuilt stream the layout and ``requires_grad`` of the original."""

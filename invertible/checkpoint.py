@@ -157,8 +157,8 @@ class Chain:
         self.frames: list[Frame] = []
         # States that are stored, by the index of the frame that they enter.
         self.kept: dict[int, Kept] = {}
-        # The state rebuilt last, and the frame whose saved tensors are there.
-        self.rebuilt: tuple[int, Any] | None = None
+        # The two states rebuilt last, and the frame between them whose saved tensors are there.
+        self.rebuilt: dict[int, Any] = {}
         self.filled: Frame | None = None
         self.drift = current_drift()
 
@@ -189,38 +189,35 @@ class Chain:
         """A tensor that a frame's backward needs."""
         with lock:
             frame = self.frames[index]
-            if frame.saved is None:
+            tensor = frame.take(number)
+            if tensor is None:
                 self._rebuild(index)
-            assert frame.saved is not None
-            return frame.saved[number]
+                tensor = frame.take(number)
+            assert tensor is not None
+            return tensor
 
     def _rebuild(self, index: int) -> None:
         frame = self.frames[index]
-        if self.filled is not None:
-            self.filled.saved = None
+        if self.filled is not None and self.filled is not frame:
+            self.filled.forget()
         if self.context.changed():
             raise RuntimeError("the context was changed in place between forward and backward.")
         try:
             with _inside_layer():
-                anchor = self.kept.get(index)
-                x = (
-                    frame.rerun(self._stored(index))
-                    if anchor
-                    else frame.rebuild(self._state_above(index + 1))
-                )
+                if index in self.kept:
+                    x = frame.rerun(self._stored(index))
+                else:
+                    x = frame.rebuild(self._state(index + 1))
         except Exception as error:
             error.add_note(f"While {frame.step.place} was rebuilt in the backward pass.")
             raise
         self._descend(index, x)
         self.filled = frame
 
-    def _state_above(self, index: int) -> Any:
+    def _state(self, index: int) -> Any:
         """The state that enters frame ``index``: stored, rebuilt just now, or by inversion."""
-        known = min(i for i in self.kept if i >= index)
-        if self.rebuilt and index <= self.rebuilt[0] <= known:
-            known, state = self.rebuilt
-        else:
-            state = self._stored(known)
+        known = min(i for i in [*self.kept, *self.rebuilt] if i >= index)
+        state = self.rebuilt[known] if known in self.rebuilt else self._stored(known)
         for i in range(known - 1, index - 1, -1):
             state = self.frames[i].undo(state)
             self._descend(i, state)
@@ -237,10 +234,10 @@ class Chain:
         return self.kept[index].state
 
     def _descend(self, index: int, x: Any) -> None:
-        state = detach(x)
-        self.rebuilt = index, state
+        above = {i: state for i, state in self.rebuilt.items() if i == index + 1}
+        self.rebuilt = above | {index: detach(x)}
         if self.drift:
-            self.drift.measure(self.frames[index], state)
+            self.drift.measure(self.frames[index], x)
 
 
 @contextmanager
