@@ -111,7 +111,14 @@ class AdditiveCoupling(InvertibleModule):
             check_dtype(self, x1)
             x2 = canonical(x2, self.f)  # backward as forward, whatever made the stream
         before = version(x2)
-        shift = self.f(x2, context) if self.conditional else self.f(x2)
+        try:
+            shift = self.f(x2, context) if self.conditional else self.f(x2)
+        except Exception as error:
+            error.add_note(
+                f"In AdditiveCoupling's f ({type(self.f).__name__}), given a second stream of shape "
+                f"{tuple(x2.shape)}, {x2.dtype} on {x2.device}."
+            )
+            raise
         if version(x2) != before:
             raise RuntimeError(
                 f"AdditiveCoupling's f ({type(self.f).__name__}) changed its input in place, and "

@@ -180,3 +180,21 @@ def test_what_f_is_and_takes_is_shown():
     assert "conditional=True\n  (f): AddsContext" in repr(
         AdditiveCoupling(AddsContext(2), conditional=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (nn.Conv2d(3, 4, 1), torch.zeros(2, 4, 5, 5)),
+        (nn.Conv2d(4, 4, 1), torch.zeros(2, 4, 5, 5, dtype=torch.float64)),
+        (nn.Conv2d(4, 4, 1), torch.zeros(2, 4, 5, 5, device="meta")),
+    ],
+    ids=["channels", "dtype", "device"],
+)
+def test_an_error_in_the_sub_network_says_what_it_was_given(f, x):
+    with pytest.raises(RuntimeError) as caught:
+        AdditiveCoupling(f)((x, x))
+    assert caught.value.__notes__ == [
+        f"In AdditiveCoupling's f (Conv2d), given a second stream of shape (2, 4, 5, 5), {x.dtype} "
+        f"on {x.device}."
+    ]
