@@ -115,8 +115,8 @@ class AdditiveCoupling(InvertibleModule):
             shift = self.f(x2, context) if self.conditional else self.f(x2)
         except Exception as error:
             error.add_note(
-                f"In AdditiveCoupling's f ({type(self.f).__name__}), given a second stream of shape "
-                f"{tuple(x2.shape)}, {x2.dtype} on {x2.device}."
+                f"In AdditiveCoupling's f ({type(self.f).__name__}), given a second stream of "
+                f"shape {tuple(x2.shape)}, {x2.dtype} on {x2.device}."
             )
             raise
         if version(x2) != before:
