@@ -33,11 +33,14 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
     as Split makes, or in another memory format, the last bits are others. So the strides must
     not depend on where the stream comes from. They are those that suit the weights of ``f``.
     """
-    weights = (p for part in parts(f) for p in part._parameters.values() if p is not None)
-    last = any(is_channels_last(p) for p in weights if p.dim() == x.dim())
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    chosen = formats[x.dim()] if last else torch.contiguous_format
+    chosen = torch.contiguous_format
+    if x.dim() in (4, 5):
+        weights = (p for part in parts(f) for p in part._parameters.values() if p is not None)
+        if any(is_channels_last(p) for p in weights if p.dim() == x.dim()):
+            chosen = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     x = x.contiguous(memory_format=chosen)
+    if 1 not in x.shape:
+        return x
     # Strides of dimensions of size 1 mean nothing, but choose among algorithms.
     strides = torch.empty_like(x, memory_format=chosen, device="meta").stride()
     return x if x.stride() == strides else x.as_strided(x.shape, strides)
