@@ -28,7 +28,7 @@ from invertible import (
     reversible_checkpoint,
 )
 from invertible.testing import LAWS, inversecheck
-from invertible.testing.strategies import tensors
+from invertible.testing.strategies import image_shapes, tensors
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -204,7 +204,7 @@ def test_gradients_are_those_of_ordinary_training_bit_for_bit(
 
 @settings(max_examples=20)
 @given(
-    x=tensors(dtypes=DTYPES),
+    x=tensors(image_shapes(multiple=4), dtypes=DTYPES),
     depth=st.integers(1, 6),
     training=st.booleans(),
     autocast=st.booleans(),
