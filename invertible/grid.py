@@ -71,7 +71,7 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
     if not parts or torch._C._are_functorch_transforms_active():
         return
     limit = 2.0 ** (24 if parts[0].dtype == torch.float32 else 53) * quantum
-    findings = [torch.linalg.vector_norm(x, math.inf) for x in parts]
+    findings = [_magnitude(x) for x in parts]
     if on_grid:
         findings += [(x - round_to_grid(x, quantum)).abs_().max() for x in parts]
     found = torch.stack(findings).tolist()
@@ -84,6 +84,12 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
             f"{max(found[len(parts) :]):.3g}, and would not be rebuilt bit for bit. Put "
             f"Quantize({_power(quantum)}) first."
         )
+
+
+def _magnitude(x: Tensor) -> Tensor:
+    """The largest absolute value; NaN if there is one."""
+    low, high = x.aminmax()  # ten times faster on the CPU than torch.linalg.vector_norm
+    return torch.maximum(-low, high)
 
 
 def check_entrance(module: InvertibleModule, direction: Direction, state: Any) -> None:

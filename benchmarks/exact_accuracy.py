@@ -1,0 +1,181 @@
+"""What rounding costs in accuracy: the same training with it and without, over several seeds.
+
+Both sides store their activations. With rounding, rebuilding them gives the same bits, so that its
+accuracy is the same number; without, rebuilding would add its own error to what is measured.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
+from batches import Data, Normalise, digits
+from in_memory import TensorBatches
+from irevnet import PRESETS
+from settings import RECIPES, Config
+
+QUANTUM = 2**-16
+SIDES = {"not rounded": None, "rounded": QUANTUM}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, and how a network is trained on it."""
+
+    name: str
+    recipe: Config
+    images: int = 0  # for training; 0 for all there are
+    test_images: int = 0
+    folder: Path | None = None  # of CIFAR-10's parquet files
+
+    def data(self) -> Data:
+        """The images, decoded."""
+        if self.folder is None:
+            return digits(self.recipe, torch.device("cpu"))
+        parts = (("train", self.images), ("test", self.test_images))
+        train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
+        recipe = self.recipe
+        batch = recipe.batch_size
+        return Data(
+            TensorBatches(*train, batch, train=True, padding=recipe.padding, flip=recipe.flip),
+            TensorBatches(*test, batch, train=False),
+            classes=10,
+            description="CIFAR-10",
+        )
+
+
+def digits_task(epochs: int = 40) -> Task:
+    """The demo's: its recipe, milestones moved with the number of epochs."""
+    return Task("digits", _shortened(RECIPES["digits"], epochs))
+
+
+def cifar10_task(
+    folder: Path, *, blocks: tuple[int, ...], images: int, test_images: int, epochs: int
+) -> Task:
+    """A small i-RevNet, the first images of each file, a few epochs."""
+    recipe = replace(RECIPES["cifar10"], blocks=blocks, batch_size=64)
+    return Task("CIFAR-10", _shortened(recipe, epochs), images, test_images, folder)
+
+
+def _shortened(recipe: Config, epochs: int) -> Config:
+    milestones = [round(epochs * milestone / recipe.epochs) for milestone in recipe.milestones]
+    return replace(recipe, epochs=epochs, milestones=tuple(milestones))
+
+
+def read_parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
+    """The first images and labels of a file as the Hugging Face hub has them; 0 for all."""
+    import numpy as np
+    import pyarrow.parquet  # needed for this alone
+    from PIL import Image
+
+    table = pyarrow.parquet.read_table(path)
+    rows = table.slice(0, count or table.num_rows).to_pydict()
+    files = [image["bytes"] for image in rows["image"]]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"])
+
+
+class Outcome(NamedTuple):
+    """One training run."""
+
+    side: str
+    seed: int
+    accuracy: float  # on the test images, 0 to 1
+    losses: list[float]  # mean over the training images, by epoch
+
+
+def train(task: Task, data: Data, side: str, seed: int) -> Outcome:
+    """Trains from scratch. Seeds are paired: weights, order and augmentation are the same."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    recipe = task.recipe
+    options: dict[str, Any] = {} if recipe.blocks is None else {"blocks": recipe.blocks}
+    model = PRESETS[recipe.preset](checkpoint=False, quantum=SIDES[side], **options)
+    normalise = Normalise(recipe.mean, recipe.std, torch.device("cpu"))
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    losses = []
+    for epoch in range(recipe.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch)
+        total = 0.0
+        for pixels, labels in data.train:
+            loss = F.cross_entropy(model(normalise(pixels)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total / len(data.train))
+    model.eval()
+    with torch.no_grad():
+        right = sum(
+            (model(normalise(pixels)).argmax(1) == labels).sum().item()
+            for pixels, labels in data.test
+        )
+    return Outcome(side, seed, right / data.test.images, losses)
+
+
+class Summary(NamedTuple):
+    """All runs of one side."""
+
+    runs: int
+    mean: float
+    deviation: float  # of the sample; of the mean it is this over the root of the runs
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Summary:
+        """Of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+        return cls(len(values), statistics.fmean(values), deviation, min(values), max(values))
+
+
+def train_all(
+    task: Task, seeds: int, processes: int, report: Callable[[Outcome], None]
+) -> list[Outcome]:
+    """All sides and seeds, several at a time; each is reported when it is done."""
+    found = []
+    for outcome in _each(task, [(side, s) for s in range(seeds) for side in SIDES], processes):
+        report(outcome)
+        found.append(outcome)
+    return sorted(found, key=lambda outcome: (outcome.side, outcome.seed))
+
+
+def _each(task: Task, runs: list[tuple[str, int]], processes: int) -> Iterator[Outcome]:
+    data = task.data()
+    if processes == 1:
+        yield from (train(task, data, side, seed) for side, seed in runs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        futures = [pool.submit(train, task, data, side, seed) for side, seed in runs]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def summarise(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Accuracy by side, and the difference that rounding makes to runs of the same seed."""
+    accuracy = {(o.side, o.seed): o.accuracy for o in outcomes}
+    found: dict[str, Any] = {
+        side: Summary.of([o.accuracy for o in outcomes if o.side == side]) for side in SIDES
+    }
+    seeds = sorted({o.seed for o in outcomes})
+    plain, rounded = SIDES
+    found["rounded - not rounded"] = Summary.of(
+        [accuracy[rounded, seed] - accuracy[plain, seed] for seed in seeds]
+    )
+    return found
