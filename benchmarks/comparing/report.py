@@ -1,0 +1,269 @@
+"""What was measured, in tables, in a file and in a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .meters import Spread
+from .networks import EndToEnd, Throughput
+from .sides import OURS, PEERS, PLAIN, SIDES
+from .stacks import Check, Comparison, Growth, NoGrad
+
+WIDTH = 132
+
+
+def about(config: Any) -> dict[str, Any]:
+    """All that is needed to repeat a run."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if config.device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {
+            name: _version(name) for name in ("torch", "invertible", "memcnn", "revtorch", "revlib")
+        },
+        "config": asdict(config),
+    }
+
+
+def _processor() -> str:
+    """The name of the CPU."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def print_about(found: Mapping[str, Any]) -> None:
+    """Machine, versions, and the peers that are missing."""
+    facts = found["about"]
+    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores"
+    versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
+    _print(f"{where}; Python {facts['python']}, {versions}")
+    for name, why in found["skipped"].items():
+        _print(f"[yellow]skipped {name}[/]: {why}", highlight=False)
+
+
+def print_comparison(title: str, comparison: Comparison) -> None:
+    """Time and memory by side."""
+    table = _table(
+        f"{title}: {1e3 * comparison.block_seconds:.2f} ms a block in a plain step, the limit is "
+        f"{_spread(comparison.limit)} of it",
+        *("step, ms", "over plain", "over the limit", "held, MiB", "peak, MiB", "left, MiB"),
+    )
+    for name, row in comparison.rows.items():
+        table.add_row(
+            name,
+            _spread(row.step, 1e3, digits=1),
+            _spread(row.over_plain),
+            _spread(row.over_limit),
+            *(f"{x / 2**20:.2f}" for x in row.memory),
+        )
+    _print(table)
+    for name, why in comparison.failed.items():
+        _print(f"[red]{name} failed[/]: {why}", highlight=False)
+
+
+def print_growth(found: Mapping[str, Any]) -> None:
+    """Memory against depth."""
+    small, large = min(found["depths"]), max(found["depths"])
+    table = _table(
+        f"Memory from {small} to {large} blocks",
+        "held per block, KiB",
+        "of plain's",
+        f"held, {large} over {small}",
+        f"peak, {large} over {small}",
+        "gradients waiting, blocks",
+    )
+    growths: dict[str, Growth] = found["growth"]
+    for name, row in growths.items():
+        table.add_row(
+            name,
+            f"{row.held_per_block / 2**10:.2f}",
+            f"{row.share_of_plain:.2%}",
+            f"{row.held_ratio:.2f}",
+            f"{row.peak_ratio:.2f}",
+            f"{found['gradients_held'].get(name, float('nan')):.1f}",
+        )
+    _print(table)
+
+
+def print_checks(checks: Mapping[str, Check | str]) -> None:
+    """Whether the sides compute the same."""
+    table = _table(
+        "Worst relative error of a gradient, and BatchNorm after one step",
+        "float32",
+        "to float64's",
+        "float64",
+        "statistics",
+        "batches counted",
+        "evaluations",
+    )
+    for name, row in checks.items():
+        if isinstance(row, str):
+            table.add_row(name, row)
+            continue
+        table.add_row(
+            name,
+            *(f"{x:.1e}" for x in (row.float32, row.float32_exact, row.float64)),
+            "equal" if row.statistics else "differ",
+            str(row.batches),
+            f"{row.evaluations:.2f}",
+        )
+    _print(table)
+
+
+def print_sizes(sizes: Mapping[int, Comparison]) -> None:
+    """The time over the limit, by the time of a block."""
+    columns = [f"{side}x{side}: {1e3 * c.block_seconds:.2f} ms" for side, c in sizes.items()]
+    table = _table("Time over the limit, by image and time of a block", *columns)
+    for name in next(iter(sizes.values())).rows:
+        rows = [comparison.rows.get(name) for comparison in sizes.values()]
+        table.add_row(name, *(_spread(row.over_limit) if row else "" for row in rows))
+    _print(table)
+
+
+def print_without_grad(found: Mapping[int, NoGrad]) -> None:
+    """What the composition itself costs."""
+    table = _table(
+        "InvertibleSequential without grad, over a loop by hand over the same layers",
+        *(f"{side}x{side}: {1e3 * times.loop.median:.2f} ms" for side, times in found.items()),
+    )
+    table.add_row(OURS, *(_spread(times.ratio) for times in found.values()))
+    _print(table)
+
+
+def print_end_to_end(found: EndToEnd) -> None:
+    """A whole network."""
+    work = found.work
+    title = f"i-RevNet {work.preset}, {work.batch} images of {work.side}x{work.side}"
+    print_comparison(title, found.comparison)
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in found.errors.items())
+    _print(f"relative error of all gradients: {errors}", highlight=False)
+
+
+def print_throughput(found: Mapping[str, Throughput]) -> None:
+    """Batches and images per second."""
+    table = _table("i-RevNet b, 224x224", "largest batch", "best batch", "images/s at it")
+    for name, row in found.items():
+        speed = row.images_per_second[row.best_batch]
+        table.add_row(name, str(row.largest_batch), str(row.best_batch), f"{speed:.1f}")
+    _print(table)
+
+
+def _print(*parts: Any, **options: Any) -> None:
+    Console(width=WIDTH).print(*parts, **options)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _spread(x: Spread, unit: float = 1, digits: int = 3) -> str:
+    median, low, high = (f"{unit * value:.{digits}f}" for value in x)
+    return f"{median} [dim]({low}-{high})[/]"
+
+
+def write_json(path: Path, found: Mapping[str, Any]) -> None:
+    """Everything, with the times of every step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_data(found), indent=1) + "\n")
+
+
+def _data(x: Any) -> Any:
+    """Named tuples and dataclasses as dictionaries."""
+    if isinstance(x, Comparison):
+        derived = {"limit": x.limit, "block_seconds": x.block_seconds}
+        return _data(derived | vars(x))
+    if is_dataclass(x):
+        return _data(vars(x))
+    if hasattr(x, "_asdict"):
+        return _data(x._asdict())
+    if isinstance(x, Mapping):
+        return {str(key): _data(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_data(value) for value in x]
+    return str(x) if isinstance(x, Path) else x
+
+
+COLOURS = dict(zip([*SIDES, *PEERS], mpl.color_sequences["tab10"], strict=False))
+
+
+def plot(path: Path, found: Mapping[str, Any]) -> None:
+    """Time and memory against depth, and the time over the limit against a block's time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    time, memory, sizes = figure.subplots(1, 3)
+    depths: dict[int, Comparison] = found["depths"]
+    for name, colour in COLOURS.items():
+        rows = {depth: c.rows[name] for depth, c in depths.items() if name in c.rows}
+        style = {"color": colour, "marker": "o", "linewidth": 3 if name == OURS else 1.3}
+        time.plot(list(rows), [1e3 * row.step.median for row in rows.values()], label=name, **style)
+        held = [row.memory.held / 2**20 for row in rows.values()]
+        memory.plot(list(rows), held, **style)
+        by_size = [
+            (c.block_seconds, c.rows[name]) for c in found["sizes"].values() if name in c.rows
+        ]
+        if name != PLAIN and by_size:
+            x = [1e3 * seconds for seconds, _ in by_size]
+            y = [row.over_limit for _, row in by_size]
+            errors = [[s.median - s.low for s in y], [s.high - s.median for s in y]]
+            sizes.errorbar(x, [s.median for s in y], errors, capsize=2, **style)
+    limit = [1e3 * c.limit.median * c.rows[PLAIN].step.median for c in depths.values()]
+    time.plot(list(depths), limit, "k--", label="limit: plain + one forward")
+    time.set(
+        title="time of a training step",
+        xlabel="blocks",
+        ylabel=f"ms ({found['about']['config']['clock']} clock)",
+        ylim=0,
+    )
+    memory.set(title="held between forward and backward", xlabel="blocks", ylabel="MiB")
+    sizes.set(title="time over the limit", xlabel="ms a block in a plain step")
+    for axis, scale in ((memory.yaxis, memory.set_yscale), (sizes.xaxis, sizes.set_xscale)):
+        scale("log")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    sizes.axhline(1, color="k", linestyle="--")
+    figure.legend(loc="outside lower center", ncols=5)
+    figure.suptitle(_caption(found["about"]))
+    figure.savefig(path, dpi=110)
+
+
+def _caption(facts: Mapping[str, Any]) -> str:
+    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} thread(s)"
+    config = facts["config"]
+    return (
+        f"i-RevNet blocks, {config['width']} channels, batch {config['batch']}, "
+        f"{config['side']}x{config['side']}, {config['dtype']}; {where}, "
+        f"torch {facts['versions']['torch']}"
+    )
