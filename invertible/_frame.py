@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
@@ -48,6 +47,7 @@ class Frame:
         self.modules = parts(step.layer)
         parameters = [p for m in self.modules for p in m._parameters.values() if p is not None]
         self.parameters = [(p, version(p)) for p in parameters]
+        self.is_compiled = any(map(_is_compiled, self.modules))
         self.devices = accelerators((x, context, parameters))
         self.autocast = _autocast_settings(self.devices)
         self.buffers = _copy_buffers(self.modules)
@@ -64,7 +64,7 @@ class Frame:
 
         In the backward pass ``unpack`` gets the number and returns the tensor.
         """
-        with saved_tensors_hooks(hook(_request, self.requests), unpack):
+        with saved_tensors_hooks(self.hook(_request, self.requests), unpack):
             y, log_det = self.step.direction.run(self.step.layer, x, self.context)
         self.rng_after = _reuse(self.rng_before, get_rng_states(self.devices))
         self.buffers = [entry for entry in self.buffers if entry.changed()]
@@ -129,11 +129,15 @@ class Frame:
             )
         return _with_strides(x.detach(), layout.stride).requires_grad_(layout.requires_grad)
 
+    def hook(self, function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
+        """A hook on saved tensors that compiled sub-networks call, but do not compile as well."""
+        return partial(_uncompiled(function) if self.is_compiled else function, *bound)
+
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Keeps what autograd saves inside."""
         found: list[tuple[Tensor, int]] = []
-        collect = hook(_collect, found)
+        collect = self.hook(_collect, found)
         with (
             self._as_before(),
             torch.enable_grad(),
@@ -268,10 +272,12 @@ def _with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     return x.as_strided(shape, stride)
 
 
-def hook(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """A hook on saved tensors that a compiled sub-network calls, but does not compile as well."""
-    compiler_is_used = "torch._dynamo" in sys.modules  # importing it takes a second
-    return partial(_uncompiled(function) if compiler_is_used else function, *bound)
+def _is_compiled(module: nn.Module) -> bool:
+    return (
+        module._compiled_call_impl is not None
+        or "_orig_mod" in module._modules  # torch.compile(module)
+        or "forward" in module.__dict__  # module.forward = torch.compile(module.forward)
+    )
 
 
 @cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ._direction import Direction
-from ._frame import Frame, Kept, detach, hook
+from ._frame import Frame, Kept, detach
 from ._steps import Step, steps
 from .drift import current_drift
 from .grid import check_entrance, check_exit, check_layer
@@ -174,7 +174,7 @@ class Chain:
                 self.kept[index] = Kept(detach(x))
             if self.drift:
                 self.drift.remember(frame, x)
-            return frame.run(x, hook(Chain.unpack, self, index))
+            return frame.run(x, frame.hook(Chain.unpack, self, index))
 
     def _is_anchor(self, step: Step, index: int) -> bool:
         # What an injective layer's inverse throws away can't be rebuilt.

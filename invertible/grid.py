@@ -94,9 +94,11 @@ def _magnitude(x: Tensor) -> Tensor:
 
 def check_entrance(module: InvertibleModule, direction: Direction, state: Any) -> None:
     """Raises when an exact composition is given a state that it can't give back."""
-    rounding = [step.layer for step in steps(module, direction) if _is_finite(step.layer.quantum)]
     quantum = module.quantum
-    if not _is_finite(quantum) or rounding[0]._puts_on_grid:
+    if not _is_finite(quantum):
+        return
+    layers = (step.layer for step in steps(module, direction))
+    if next(layer for layer in layers if _is_finite(layer.quantum))._puts_on_grid:
         return
     # Going backward, a state beside the grid is a wish, such as features that were edited.
     name = f"the input of {type(module).__name__}"

@@ -31,6 +31,19 @@ def call_inverse(layer: InvertibleModule, y: Any, context: Any) -> Any:
     return inverse(y, context) if layer.conditional else inverse(y)
 
 
+def _calling(module: nn.Module) -> Callable[..., Any]:
+    """A function that calls a module.
+
+    ``module.compile()`` does nothing, in silence, for modules whose forward is torch's own, such as
+    ``nn.Sequential`` (torch 2.13): the compiler skips torch's files, but not this one.
+    """
+
+    def call_module(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call_module
+
+
 def finest(layers: Iterable[InvertibleModule]) -> float | None:
     """The quantum of a composition: its layers' finest, or None if one has none."""
     quanta = [layer.quantum for layer in layers]
@@ -198,7 +211,7 @@ class InvertibleModule(nn.Module, ABC):
             if isinstance(part, InvertibleModule):
                 for child in part.children():
                     if not isinstance(child, InvertibleModule):
-                        child.compile(**options)
+                        child._compiled_call_impl = torch.compile(_calling(child), **options)
         return self
 
     def rebuild_forward(self, y: Any, restore: Restore, context: Any = None) -> Any:

@@ -60,7 +60,12 @@ def same_rng_states(one: RNGStates, other: RNGStates) -> bool:
 
 def version(x: Tensor) -> int:
     """How often a tensor was changed in place; 0 where torch does not count."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+    if torch.compiler.is_compiling():
+        return 0
+    try:
+        return x._version
+    except RuntimeError:  # an inference tensor
+        return 0
 
 
 def parts(module: nn.Module) -> list[nn.Module]:

@@ -31,6 +31,21 @@ def test_compiled_sub_networks_have_the_same_gradients():
     assert_same_step(step(rebuilt, images()), step(stored, images()))
 
 
+def test_sub_networks_are_really_compiled():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    network = body(2, checkpoint=True)
+    network.compile_subnetworks(backend=backend)
+    network(images())
+    assert graphs
+    twin = copy.deepcopy(network)  # a copy is not compiled, and works
+    assert_same_step(step(twin, images()), step(network, images()))
+
+
 def test_frozen_parts_do_not_disturb_compiled_sub_networks():
     stored = body(3)
     rebuilt = copy.deepcopy(stored)
