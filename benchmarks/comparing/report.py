@@ -40,7 +40,7 @@ def about(config: Any) -> dict[str, Any]:
         "versions": {
             name: _version(name) for name in ("torch", "invertible", "memcnn", "revtorch", "revlib")
         },
-        "config": asdict(config),
+        "config": {name: value for name, value in asdict(config).items() if name != "out"},
     }
 
 
