@@ -25,7 +25,6 @@ class Report:
     def __init__(self, config: Any) -> None:
         self.out: Path = config.out
         self.about = about(config)
-        del self.about["config"]["out"]  # says where, not what
         self.tables: list[str] = []
         versions = ", ".join(f"{name} {v}" for name, v in self.about["versions"].items() if v)
         where = self.about["gpu"] or f"{self.about['processor']}, {self.about['cores']} cores"

@@ -26,8 +26,9 @@ class Report:
         relative_error: Mean of ``||x - inverse(features(x))|| / ||x||``, where ``x`` is a
             normalised image: the measure of the paper's section 4.2.
         worst_pixel: Largest difference in any pixel, white being 1.
-        bit_for_bit: Share of the images that are decoded in every bit as the network read them,
-            which is rounded to its quantum; 0 to 1.
+        images: How many images there are.
+        bit_for_bit: How many of them are decoded in every bit as the network read them, which is
+            rounded to its quantum.
         originals: Some of the images, evenly spread, white being 1.
         reconstructions: The same, decoded from the last layer.
     """
@@ -35,7 +36,8 @@ class Report:
     accuracy: float
     relative_error: float
     worst_pixel: float
-    bit_for_bit: float
+    images: int
+    bit_for_bit: int
     originals: Tensor
     reconstructions: Tensor
 
@@ -63,7 +65,8 @@ def measure(model: IRevNet, batches: Batches, normalise: Normalise) -> Report:
         accuracy=torch.cat(correct).float().mean().item(),
         relative_error=torch.cat(errors).mean().item(),
         worst_pixel=torch.stack(differences).max().item(),
-        bit_for_bit=torch.cat(exact).float().mean().item(),
+        images=seen,
+        bit_for_bit=int(torch.cat(exact).sum()),
         originals=originals,
         reconstructions=reconstructions,
     )
@@ -75,7 +78,10 @@ def table(report: Report) -> Table:
     rows.add_row("test accuracy, top 1", f"{report.accuracy:.2%}")
     rows.add_row("reconstruction error, mean of ‖x - Φ⁻¹Φx‖ / ‖x‖", f"{report.relative_error:.1e}")
     rows.add_row("worst pixel difference, white being 1", f"{report.worst_pixel:.1e}")
-    rows.add_row("decoded bit for bit as the network read them", f"{report.bit_for_bit:.2%}")
+    rows.add_row(
+        "decoded bit for bit as the network read them",
+        f"{report.bit_for_bit} of {report.images}",
+    )
     return rows
 
 
