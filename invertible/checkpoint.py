@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import check_context
 from ._direction import Direction
 from ._frame import Frame, Kept, detach
-from ._steps import Step, steps
+from ._steps import Step, has_hooks, steps
 from .drift import current_drift
 from .grid import check_entrance, check_exit, check_layer
 from .module import InvertibleModule, call, located
@@ -24,6 +25,7 @@ class _Thread(threading.local):
 
     inside_layer = False
     forced = False
+    anchor_every: int | None = None  # while forced
 
 
 _thread = _Thread()
@@ -74,8 +76,11 @@ def reversible_checkpoint(
         raise TypeError(
             f"reversible_checkpoint takes an InvertibleModule, got a {type(module).__name__}."
         )
+    check_context(module, module.conditional, context)
     if not applies(True):
         return call(module, x, context)
+    if module._members(False) is not None and has_hooks(module):
+        return _run_hooked(module, Direction(), x, context, anchor_every)[0]
     check_entrance(module, Direction(), x)
     y, _ = run(module, Direction(), x, context, anchor_every)
     check_exit(module, Direction(), y)
@@ -111,6 +116,7 @@ def _run(
     check_layers: bool = False,
 ) -> tuple[Any, list[Tensor]]:
     """Runs a composition's layers, with their log-determinants if the direction asks for them."""
+    anchor_every = anchor_every or _thread.anchor_every
     log_dets = []
     chain: Chain | None = None
     for step in steps(module, direction):
@@ -122,7 +128,9 @@ def _run(
                 if chain:
                     chain.end(state)
                 chain = None
-                state, log_det = _run_hooked(step, state, context)
+                state, log_det = _run_hooked(
+                    step.layer, step.direction, state, context, anchor_every
+                )
             if check_layers:
                 check_layer(module, step.place, state)
         except Exception as error:
@@ -135,13 +143,19 @@ def _run(
     return state, log_dets
 
 
-def _run_hooked(step: Step, state: Any, context: Any) -> tuple[Any, Tensor | None]:
-    """Runs a nested composition through its hooks, on a chain of its own."""
-    _thread.forced = True
+def _run_hooked(
+    module: InvertibleModule,
+    direction: Direction,
+    state: Any,
+    context: Any,
+    anchor_every: int | None,
+) -> tuple[Any, Tensor | None]:
+    """Runs a composition through its hooks, on a chain of its own."""
+    _thread.forced, _thread.anchor_every = True, anchor_every
     try:
-        return step.direction.run(step.layer, state, context)
+        return direction.run(module, state, context)
     finally:
-        _thread.forced = False
+        _thread.forced, _thread.anchor_every = False, None
 
 
 class Chain:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ._direction import Direction
-from ._steps import steps
 from .module import InvertibleModule
 from .trace import tensors
 
@@ -95,10 +94,7 @@ def _magnitude(x: Tensor) -> Tensor:
 def check_entrance(module: InvertibleModule, direction: Direction, state: Any) -> None:
     """Raises when an exact composition is given a state that it can't give back."""
     quantum = module.quantum
-    if not _is_finite(quantum):
-        return
-    layers = (step.layer for step in steps(module, direction))
-    if next(layer for layer in layers if _is_finite(layer.quantum))._puts_on_grid:
+    if not _is_finite(quantum) or (module._puts_on_grid and not direction.inverted):
         return
     # Going backward, a state beside the grid is a wish, such as features that were edited.
     name = f"the input of {type(module).__name__}"

@@ -124,9 +124,6 @@ class InvertibleModule(nn.Module, ABC):
         True
     """
 
-    # Whether a composition may be given states beside the grid, since this layer rounds them.
-    _puts_on_grid = False
-
     @property
     def bijective(self) -> bool:
         """Whether every output has a pre-image; False for a layer with a left inverse only."""
@@ -249,6 +246,11 @@ class InvertibleModule(nn.Module, ABC):
             y = restore_state(call(self, x, context), restore)
         _require_undone(self, call_inverse, y, x, context)
         return y
+
+    @property
+    def _puts_on_grid(self) -> bool:
+        """Whether an exact layer takes states beside the grid, and rounds them."""
+        return False
 
     def _members(self, inverted: bool) -> list[Member] | None:  # noqa: ARG002
         """What a composition runs, in running order; None for a layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, overload
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from ._checks import check_context, describe
 from ._direction import Direction
-from ._steps import steps
+from ._steps import NO_LAYERS, steps
 from .grid import check_entrance, check_exit, check_layer
 from .module import InvertibleModule, Member, finest, located
 
@@ -137,6 +138,12 @@ class InvertibleSequential(InvertibleModule):
         return finest(self)
 
     @property
+    def _puts_on_grid(self) -> bool:
+        rounding = (layer for layer in self if layer.quantum != math.inf)
+        first = next(rounding, None)
+        return first is not None and first._puts_on_grid
+
+    @property
     def inexact_layers(self) -> dict[str, InvertibleModule]:
         """The layers that keep no grid, by name, and so keep the composition from being exact."""
         return {step.name: step.layer for step in steps(self, Direction()) if not step.layer.exact}
@@ -161,7 +168,7 @@ class InvertibleSequential(InvertibleModule):
 
     def _run(self, direction: Direction, state: Any, context: Any) -> tuple[Any, list[Tensor]]:
         if not len(self):
-            raise ValueError("InvertibleSequential has no layers to run: append some first.")
+            raise ValueError(NO_LAYERS)
         check_context(self, self.conditional, context)
         check_entrance(self, direction, state)
         if checkpoint.applies(self.checkpoint):

@@ -763,6 +763,30 @@ def test_a_wrong_argument_is_refused():
         InvertibleSequential(Swap(), anchor_every=0)
 
 
+def test_the_function_checks_the_context_and_that_there_are_layers():
+    with pytest.raises(TypeError, match=r"got a context .* that nothing in it would use"):
+        reversible_checkpoint(body(), images(), torch.ones(2))
+    empty = InvertibleSequential(PixelUnshuffle(2), InvertibleSequential())
+    for call in (empty, lambda x: reversible_checkpoint(empty, x)):
+        with pytest.raises(ValueError, match="has no layers to run"):
+            call(images())
+
+
+@pytest.mark.parametrize("anchor_every", [None, 2])
+def test_the_function_fires_the_hooks_of_its_module(anchor_every):
+    network = body(4, lambda: bottleneck(4, 0.3))
+    network.register_forward_hook(lambda *given: 2 * given[-1])
+    expected = step(copy.deepcopy(network), images())
+    torch.manual_seed(1)
+    x = images().requires_grad_()
+    with measure_drift() as drift:
+        y = reversible_checkpoint(network, x, anchor_every=anchor_every)
+        (y.sin() * y).sum().backward()
+    torch.testing.assert_close(y.detach(), expected["output"], rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, expected["input gradient"], rtol=1e-9, atol=1e-9)
+    assert (drift.worst.error == 0) == (anchor_every == 2)  # every coupling starts afresh
+
+
 # --- threads, copies, transforms
 
 

@@ -309,6 +309,18 @@ def test_an_input_beside_the_grid_is_an_error_that_says_quantize():
     assert growing(1.0).inverse(torch.full((2, 4), 0.1)).shape == (2, 4)
 
 
+def test_quantize_inside_an_inner_layer_takes_any_input():
+    inner = InvertibleSequential(PixelUnshuffle(2), Quantize(2**-8))
+    inner.register_forward_hook(lambda *_: None)  # called as a whole then
+    x = torch.randn(2, 2, 4, 4)
+    for checkpoint in (False, True):
+        assert InvertibleSequential(inner, Split(), checkpoint=checkpoint)(x)
+        both = Parallel(Quantize(2**-8), Quantize(2**-10))
+        assert InvertibleSequential(Split(), both, checkpoint=checkpoint)(x)
+    with pytest.raises(ValueError, match="not on the grid"):
+        InvertibleSequential(Split(), Parallel(Quantize(2**-8), HaarWavelet(quantum=2**-8)))(x)
+
+
 @pytest.mark.parametrize("quantum", [0.0, -0.5, 0.1, 3.0, math.inf, math.nan])
 def test_a_quantum_that_is_no_power_of_two_is_refused(quantum):
     makers = [

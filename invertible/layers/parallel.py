@@ -75,6 +75,10 @@ class Parallel(InvertibleModule):
     def quantum(self) -> float | None:
         return finest(self.layers)
 
+    @property
+    def _puts_on_grid(self) -> bool:
+        return all(layer._puts_on_grid for layer in self.layers)
+
     def forward(self, x: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
         return self._each(Direction(), x, context)[0]
 
