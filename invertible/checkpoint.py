@@ -83,8 +83,7 @@ def reversible_checkpoint(
         return _run_hooked(module, Direction(), x, context, anchor_every)[0]
     check_entrance(module, Direction(), x)
     y, _ = run(module, Direction(), x, context, anchor_every)
-    check_exit(module, Direction(), y)
-    return y
+    return check_exit(module, Direction(), y)
 
 
 def applies(wanted: bool) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._direction import Direction
 from .module import InvertibleModule
-from .trace import tensors
+from .trace import accelerators, tensors
 
 
 class _Round(torch.autograd.Function):
@@ -69,7 +69,7 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
     parts = [x.detach() for x in tensors(state) if x.numel()]
     if not parts or torch._C._are_functorch_transforms_active():
         return
-    limit = 2.0 ** (24 if parts[0].dtype == torch.float32 else 53) * quantum
+    limit = _limit(parts[0].dtype, quantum)
     findings = [_magnitude(x) for x in parts]
     if on_grid:
         findings += [(x - round_to_grid(x, quantum)).abs_().max() for x in parts]
@@ -83,6 +83,26 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
             f"{max(found[len(parts) :]):.3g}, and would not be rebuilt bit for bit. Put "
             f"Quantize({_power(quantum)}) first."
         )
+
+
+def stay_in_range(name: str, state: Any, quantum: float) -> Any:
+    """The state, if sums on it are exact; raises otherwise.
+
+    Training on an accelerator is not made to wait for the answer: there the state becomes NaN.
+    """
+    if not (torch.is_grad_enabled() and accelerators(state)):
+        check_state(name, state, quantum, on_grid=False)
+        return state
+    if isinstance(state, tuple):
+        return tuple(stay_in_range(name, part, quantum) for part in state)
+    if not state.numel():
+        return state
+    within = _magnitude(state.detach()) < _limit(state.dtype, quantum)
+    return state.where(within, math.nan)
+
+
+def _limit(dtype: torch.dtype, quantum: float) -> float:
+    return 2.0 ** (24 if dtype == torch.float32 else 53) * quantum
 
 
 def _magnitude(x: Tensor) -> Tensor:
@@ -101,13 +121,14 @@ def check_entrance(module: InvertibleModule, direction: Direction, state: Any) -
     check_state(name, state, quantum, on_grid=not direction.inverted)
 
 
-def check_exit(module: InvertibleModule, direction: Direction, state: Any) -> None:
-    """Raises when an exact composition has left the range."""
+def check_exit(module: InvertibleModule, direction: Direction, state: Any) -> Any:
+    """The state at the end of an exact composition, if it is within the range."""
     quantum = module.quantum
-    if _is_finite(quantum):
-        end = "inverse" if direction.inverted else "output"
-        name = f"the {end} of {type(module).__name__} (check_layers=True finds the layer)"
-        check_state(name, state, quantum, on_grid=False)
+    if not _is_finite(quantum):
+        return state
+    end = "inverse" if direction.inverted else "output"
+    name = f"the {end} of {type(module).__name__} (check_layers=True finds the layer)"
+    return stay_in_range(name, state, quantum)
 
 
 def check_layer(module: InvertibleModule, place: str, state: Any) -> None:

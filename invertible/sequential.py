@@ -48,6 +48,8 @@ class InvertibleSequential(InvertibleModule):
             missing or nothing would use it.
         ValueError: When called, if there are no layers; for an exact composition, if the input is
             not on the grid, or a state is not finite or out of the range in which sums are exact.
+            While training on an accelerator, which is not made to wait for the answer, the output
+            becomes NaN instead, unless ``check_layers`` is set.
 
     An error inside a layer is noted with the layer's position and class.
 
@@ -177,8 +179,7 @@ class InvertibleSequential(InvertibleModule):
             )
         else:
             state, log_dets = self._run_plainly(direction, state, context)
-        check_exit(self, direction, state)
-        return state, log_dets
+        return check_exit(self, direction, state), log_dets
 
     def _run_plainly(
         self, direction: Direction, state: Any, context: Any

@@ -25,6 +25,7 @@ from invertible import (
     Quantize,
     Split,
     Swap,
+    grid,
     reversible_checkpoint,
 )
 from invertible.testing import LAWS, inversecheck
@@ -285,6 +286,22 @@ def test_the_layer_that_leaves_the_range_is_named_on_request(checkpoint):
     model = growing(150.0, checkpoint=checkpoint, check_layers=True)
     with pytest.raises(ValueError, match=r"the output of layer 2 \(AdditiveCoupling\) reached 300"):
         model(torch.zeros(2, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_training_on_an_accelerator_turns_what_leaves_the_range_into_nan(monkeypatch, checkpoint):
+    monkeypatch.setattr(grid, "accelerators", lambda _: [torch.device("cuda")])
+    x = torch.zeros(2, 4, requires_grad=True)
+    assert growing(100.0, checkpoint=checkpoint)(x).isnan().all()
+    assert Quantize(2**-8)(torch.full((1, 2), 1e9)).isnan().all()
+    inside = growing(1.0, checkpoint=checkpoint)(x)
+    assert torch.equal(inside, torch.tensor([[3.0, 3.0, 0, 0]] * 2))
+    inside.sum().backward()
+    assert torch.equal(x.grad, torch.ones(2, 4))
+    with pytest.raises(ValueError, match="the output of layer 2"):
+        growing(150.0, checkpoint=checkpoint, check_layers=True)(x)
+    with torch.no_grad(), pytest.raises(ValueError, match="reached 300"):
+        growing(100.0)(x)
 
 
 def test_leaving_the_range_backward_is_an_error():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grid import check_dtype, check_quantum, check_state, round_to_grid
+from ..grid import check_dtype, check_quantum, round_to_grid, stay_in_range
 from ..module import InvertibleModule
 from ..trace import tensors
 
@@ -55,7 +55,7 @@ class Quantize(InvertibleModule):
     def forward(self, x: Any) -> Any:
         for part in tensors(x):
             check_dtype(self, part)
-        check_state("the input of Quantize", x, self.quantum, on_grid=False)
+        x = stay_in_range("the input of Quantize", x, self.quantum)
         if isinstance(x, tuple):
             return tuple(round_to_grid(part, self.quantum) for part in x)
         return round_to_grid(x, self.quantum)
