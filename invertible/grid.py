@@ -67,7 +67,7 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
     Waits for the device once.
     """
     parts = [x.detach() for x in tensors(state) if x.numel()]
-    if not parts or torch._C._are_functorch_transforms_active():
+    if not parts or torch._C._are_functorch_transforms_active() or _is_exporting():
         return
     limit = _limit(parts[0].dtype, quantum)
     findings = [_magnitude(x) for x in parts]
@@ -83,6 +83,12 @@ def check_state(name: str, state: Any, quantum: float, *, on_grid: bool) -> None
             f"{max(found[len(parts) :]):.3g}, and would not be rebuilt bit for bit. Put "
             f"Quantize({_power(quantum)}) first."
         )
+
+
+def _is_exporting() -> bool:
+    """Whether torch.export is at work: an exported program can't raise on what it finds."""
+    # Torch has the function since 2.7.
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def stay_in_range(name: str, state: Any, quantum: float) -> Any:

@@ -90,8 +90,9 @@ def _alike_but_for(dim: int, streams: tuple[Tensor, ...]) -> bool:
     """Whether shapes differ in one dimension only, if at all."""
     if len({stream.dim() for stream in streams}) > 1:
         return False
-    others = {tuple(stream.transpose(0, dim).shape[1:]) for stream in streams}
-    return len(others) == 1
+    # Compared, not hashed: sizes that torch.export leaves open have no hash.
+    first, *others = (stream.transpose(0, dim).shape[1:] for stream in streams)
+    return all(other == first for other in others)
 
 
 class Split(_Partition):
