@@ -55,11 +55,15 @@ html: $(STAMPS)/docs ## Build the documentation in docs/_build/html
 
 .PHONY: doctest
 doctest: $(STAMPS)/docs ## Run the examples that the API pages show
-	$(SPHINX) -b doctest docs docs/_build/doctest
+	$(SPHINX) -b doctest -D plot_gallery=0 docs docs/_build/doctest
+
+.PHONY: linkcheck
+linkcheck: $(STAMPS)/docs ## Try the links that lead out of the documentation
+	$(SPHINX) -b linkcheck -D plot_gallery=0 docs docs/_build/linkcheck
 
 .PHONY: clean
 clean: ## Remove all that make made, .venv included; runs/ stays
-	rm -rf $(VENV) docs/_build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build docs/learn dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

@@ -1,7 +1,9 @@
 """How Sphinx builds the documentation; ``make docs`` runs it."""
 
+import os
 import typing
 
+import torch
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
@@ -20,8 +22,24 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx-mathjax-offline",  # the default MathJax comes from a server
     "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "tutorials"]  # tutorials becomes learn
+
+# The tutorials are scripts, which run on every build and fail it when they fail.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "learn",
+    "filename_pattern": ".*",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "run_stale_examples": True,
+    "write_computation_times": False,
+    "remove_config_comments": True,
+}
+torch.set_num_threads(1)  # small convolutions on busy cores are far slower with more
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself otherwise
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
@@ -47,8 +65,12 @@ from torch import nn
 from invertible import *
 """
 
+linkcheck_ignore = [r"\.\./_images/"]  # a picture that opens by itself, made by the HTML builder
+
 html_theme = "furo"
-html_title = "invertible"
+html_title = f"invertible {release}"
+# Of the version that is built, where the host says so: search engines prefer the stable one.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_show_sphinx = False

@@ -1,5 +1,6 @@
 """The documentation tells the truth: its code runs, its names exist, its links lead somewhere."""
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -12,7 +13,13 @@ from invertible import testing
 from invertible.testing import strategies
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.rst")])
+DOCS = ROOT / "docs"
+GENERATED = {"_build", "learn"}  # the tutorials run when they become pages of learn
+PAGES = sorted(
+    [*ROOT.glob("*.md")]
+    + [page for page in DOCS.rglob("*.rst") if page.relative_to(DOCS).parts[0] not in GENERATED]
+)
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.py"))
 
 FENCE = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"^\.\. code-block:: python\n\n(?P<code>(?:(?: {3}.*)?\n)+)", re.MULTILINE)
@@ -71,10 +78,17 @@ def test_no_python_escapes_the_test_above(page):
 )
 def test_the_reference_has_every_public_name(module, names):
     found = set()
-    for page in (ROOT / "docs" / "api").glob("*.rst"):
+    for page in (DOCS / "api").glob("*.rst"):
         found |= documented(page.read_text())
     modules = {"layers", "testing"}  # the families have pages of their own
     assert {f"{module}.{name}" for name in names if name not in modules} <= found
+
+
+@pytest.mark.parametrize("name", invertible.layers.__all__)
+def test_the_docstring_of_a_layer_has_its_formula_its_shapes_and_an_example(name):
+    text = getattr(invertible, name).__doc__
+    assert "math:" in text
+    assert re.findall(r"^    (Shape|Example):$", text, re.MULTILINE) == ["Shape", "Example"]
 
 
 def documented(text: str) -> set[str]:
@@ -88,6 +102,15 @@ def documented(text: str) -> set[str]:
         elif match := re.match(r" {3}:members: (\w.*)", line):
             found |= {f"{scope}.{name}" for name in match[1].split(", ")}
     return found
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
+def test_a_tutorial_opens_with_its_title_and_what_it_teaches(page):
+    title, rule, blank, *text = ast.get_docstring(ast.parse(page.read_text())).splitlines()
+    assert rule == "=" * len(title)
+    assert not blank
+    assert text
+    assert f"({page.relative_to(ROOT)})" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=name_of)

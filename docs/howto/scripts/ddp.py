@@ -1,0 +1,31 @@
+"""Trains a reversible network on all processes that torchrun starts.
+
+torchrun --nproc-per-node 2 ddp.py
+"""
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 1))
+
+
+blocks = [layer for _ in range(4) for layer in (AdditiveCoupling(residual()), Swap())]
+network = InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
+
+distributed.init_process_group("gloo")  # "nccl" on GPUs
+model = DistributedDataParallel(network)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(3):
+    images = torch.randn(2, 8, 8, 8)  # this process's part of the batch
+    loss = model(images).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if distributed.get_rank() == 0:
+        print(f"step {step}, loss {loss.item():.3f}")
+distributed.destroy_process_group()
