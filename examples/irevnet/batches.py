@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from image_folder import FolderBatches, ImageFolder, find_classes
+from cifar10 import is_cifar10, read_cifar10
+from colour_jitter import ColourJitter, JitteredBatches
+from digits import read_digits
+from epochs import WHOLE, Batches, Epochs, Share
+from image_folder import read_folders
 from in_memory import TensorBatches
+from loading import Arrays, LoadedBatches, Source, Squares
 from runs import RunError
 from settings import Config
+from shards import is_hub_name, is_shards, read_hub, read_shards
 
-
-class Batches(Protocol):
-    """Pairs of uint8 images and labels on the device, one epoch each time it is iterated over."""
-
-    images: int
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+__all__ = ["Batches", "Data", "Normalise", "Share", "load_data", "load_plain"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,28 @@ class Normalise:
         return x * self.std + self.mean
 
 
-def load_data(config: Config, device: torch.device) -> Data:
-    """The images of ``--data``, or the digits if there is none."""
-    data = digits(config, device) if config.data is None else _folders(config.data, config, device)
+def load_data(config: Config, device: torch.device, share: Share = WHOLE) -> Data:
+    """The images of ``--data``, or the digits if there is none.
+
+    Args:
+        config: The settings of the run; ``batch_size`` counts the images of all processes.
+        device: Where the batches go.
+        share: The part of each batch that this process reads. Near the end of the test it may be
+            of no image, where fewer are left than there are processes.
+    """
+    if config.batch_size % share.ranks:
+        raise RunError(
+            f"--batch-size must be a multiple of the {share.ranks} processes, got "
+            f"{config.batch_size}."
+        )
+    train, test, classes, name = _open(config)
+    data = Data(
+        _training(train, config, device, share),
+        _in_order(test, config, device, share),
+        classes,
+        f"{name}: {len(train.labels):,} images of {classes:,} classes, tested on "
+        f"{len(test.labels):,}",
+    )
     if len(data.train) == 0:
         raise RunError(
             f"--batch-size {config.batch_size} is above the {data.train.images} training images."
@@ -75,78 +91,81 @@ def load_data(config: Config, device: torch.device) -> Data:
     return data
 
 
-def digits(config: Config, device: torch.device) -> Data:
-    """Scikit-learn's 1,797 handwritten digits, 360 of them for the test, always the same."""
-    if config.preset != "digits":
+def load_plain(
+    config: Config, device: torch.device, part: Literal["train", "test"]
+) -> LoadedBatches:
+    """All images of a part in order, as a test shows them to the network; read as they are needed.
+
+    Args:
+        config: The settings of the run, of which those of training are ignored.
+        device: Where the batches go.
+        part: Which images.
+    """
+    train, test, *_ = _open(config)
+    source = train if part == "train" else test
+    epochs = Epochs(len(source.labels), config.batch_size, train=False)
+    return _loaded(source, epochs, config, device)
+
+
+def _open(config: Config) -> tuple[Source, Source, int, str]:
+    """Training images, test images, number of classes and a name, whatever ``--data`` is."""
+    if config.data is None:
+        return _open_digits(config)
+    path = Path(config.data)
+    if not path.exists() and is_hub_name(config.data):
+        return *read_hub(config.data), config.data
+    if not path.exists():
         raise RunError(
-            f"--preset {config.preset} trains on a folder of images: give --data. Without it only "
-            "--preset digits runs."
+            f"there is no {path}: --data takes a folder with train/<class>/<image> and "
+            "val/<class>/<image>, a folder of train*.parquet and val*.parquet, "
+            "cifar-10-python.tar.gz, or owner/name of a data set on the hub."
         )
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    found = load_digits()
-    grey = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
-    images = F.interpolate(grey, size=(config.image_size,) * 2, mode="bilinear").round().byte()
-    images = images.expand(-1, len(config.mean), -1, -1).to(device)
-    labels = torch.from_numpy(found.target).to(device)
-    train, test = train_test_split(
-        range(len(labels)), test_size=360, stratify=found.target, random_state=0
-    )
-    return Data(
-        _shifting(images[train], labels[train], config),
-        TensorBatches(images[test], labels[test], config.batch_size, train=False),
-        classes=10,
-        description="scikit-learn's 1,797 handwritten digits (8x8, grey), enlarged to "
-        f"{config.image_size}x{config.image_size}",
-    )
+    if is_cifar10(path):
+        return *read_cifar10(path), config.data
+    if is_shards(path):
+        return *read_shards(path), config.data
+    return *read_folders(path), config.data
 
 
-def _folders(folder: Path, config: Config, device: torch.device) -> Data:
-    classes = find_classes(folder / "train")
-    in_memory = config.augmentation == "shift"
-    sets = []
-    for part in ("train", "val"):
-        images = ImageFolder(
-            folder / part,
-            classes,
-            size=config.image_size,
-            # The usual 256 for 224; small images are taken whole.
-            resize=config.image_size if in_memory else config.image_size * 256 // 224,
-            grey=len(config.mean) == 1,
-            flip=config.flip,
+def _open_digits(config: Config) -> tuple[Source, Source, int, str]:
+    if "digits" not in config.preset:
+        raise RunError(
+            f"--preset {config.preset} trains on images of your own: give --data. Without it only "
+            "the presets for digits run."
         )
-        batches = FolderBatches(
-            images,
-            config.batch_size,
-            train=part == "train" and not in_memory,
-            workers=config.workers,
-            device=device,
-        )
-        sets.append(_in_memory(batches, config, part == "train") if in_memory else batches)
-    train, test = sets
-    return Data(
-        train,
-        test,
-        classes=len(classes),
-        description=f"{train.images:,} images of {len(classes):,} classes in {folder}, tested on "
-        f"{test.images:,}",
-    )
+    name = f"scikit-learn's handwritten digits (8x8, grey), enlarged to {config.image_size} pixels"
+    return *read_digits(config.image_size), name
 
 
-def _in_memory(batches: Batches, config: Config, train: bool) -> TensorBatches:
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    if train:
-        return _shifting(images, labels, config)
-    return TensorBatches(images, labels, config.batch_size, train=False)
+def _training(source: Source, config: Config, device: torch.device, share: Share) -> Batches:
+    epochs = Epochs(len(source.labels), config.batch_size, True, config.seed, share)
+    if config.augmentation == "shift":
+        held = _decoded(source, config, device)
+        batches: Batches = TensorBatches(*held, epochs, padding=config.padding, flip=config.flip)
+    else:
+        batches = _loaded(source, epochs, config, device)
+    if any(config.jitter):
+        return JitteredBatches(batches, ColourJitter(*config.jitter), epochs)
+    return batches
 
 
-def _shifting(images: Tensor, labels: Tensor, config: Config) -> TensorBatches:
-    return TensorBatches(
-        images,
-        labels,
-        config.batch_size,
-        train=True,
-        padding=config.padding,
-        flip=config.flip,
-    )
+def _in_order(source: Source, config: Config, device: torch.device, share: Share) -> Batches:
+    epochs = Epochs(len(source.labels), config.batch_size, train=False, share=share)
+    if config.augmentation == "shift":
+        return TensorBatches(*_decoded(source, config, device), epochs)
+    return _loaded(source, epochs, config, device)
+
+
+def _decoded(source: Source, config: Config, device: torch.device) -> tuple[Tensor, Tensor]:
+    epochs = Epochs(len(source.labels), batch_size=256, train=False)
+    images, labels = zip(*_loaded(source, epochs, config, device).epoch(), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def _loaded(source: Source, epochs: Epochs, config: Config, device: torch.device) -> LoadedBatches:
+    size = config.image_size
+    # The usual 256 for 224; small images are taken whole.
+    resize = size if config.augmentation == "shift" else size * 256 // 224
+    squares = Squares(source, size, resize, grey=len(config.mean) == 1, flip=config.flip)
+    workers = 0 if isinstance(source, Arrays) else config.workers
+    return LoadedBatches(squares, epochs, workers=workers, device=device)

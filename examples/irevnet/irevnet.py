@@ -7,10 +7,11 @@ networks follow the code, since the published weights do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from invertible import (
@@ -109,7 +110,12 @@ class IRevNet(nn.Module):
         layers.append(Split())
         for block, (width, stride) in enumerate(_each_block(blocks, strides, widths)):
             bottleneck = Bottleneck(
-                width, stride=stride, first=block == 0, kernel_sizes=kernel_sizes, dropout=dropout
+                width // stride**2,
+                width,
+                stride=stride,
+                first=block == 0,
+                kernel_sizes=kernel_sizes,
+                dropout=dropout,
             )
             layers += _block(bottleneck, stride, quantum)
         layers.append(Merge())
@@ -119,8 +125,19 @@ class IRevNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The image in other coordinates, the two streams merged."""
-        self._check_images(x)
+        check_images("i-RevNet", x, self.in_channels, self.stride)
         return self.body(x)
+
+    def each_block(self, x: Tensor) -> Iterator[Tensor]:
+        """The state behind each block in turn, its streams merged; the last is the features.
+
+        Only the latest is held. It is meant to run under ``torch.no_grad()``.
+        """
+        check_images("i-RevNet", x, self.in_channels, self.stride)
+        for layer in self.body:
+            x = layer(x)
+            if isinstance(layer, Swap):
+                yield torch.cat(x, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
@@ -143,22 +160,23 @@ class IRevNet(nn.Module):
             )
         return self.body.inverse(phi)
 
-    def _check_images(self, x: Tensor) -> None:
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"This i-RevNet takes images of shape (N, {self.in_channels}, H, W), got "
-                f"{tuple(x.shape)}."
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"This i-RevNet takes images in floating point, got {x.dtype}. Convert and "
-                "normalise them first, for instance x.float() / 255."
-            )
-        if any(side == 0 or side % self.stride for side in x.shape[2:]):
-            raise ValueError(
-                f"This i-RevNet takes sides that are multiples of {self.stride}, got "
-                f"{x.shape[2]}x{x.shape[3]}. Resize, crop or pad the images."
-            )
+
+def check_images(network: str, x: Tensor, in_channels: int, stride: int) -> None:
+    """Raises unless these are images that the network can take."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"This {network} takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}."
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"This {network} takes images in floating point, got {x.dtype}. Convert and "
+            "normalise them first, for instance x.float() / 255."
+        )
+    if any(side == 0 or side % stride for side in x.shape[2:]):
+        raise ValueError(
+            f"This {network} takes sides that are multiples of {stride}, got "
+            f"{x.shape[2]}x{x.shape[3]}. Resize, crop or pad the images."
+        )
 
 
 class Bottleneck(nn.Sequential):
@@ -167,34 +185,35 @@ class Bottleneck(nn.Sequential):
     The layers stand in the order of the released code, so that its weights find their place.
 
     Args:
-        width: Channels of the output; the input has as many, or a quarter if ``stride`` is 2.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; between the convolutions there are a quarter.
         stride: Of the first convolution.
-        first: Whether it belongs to the first block, which reads the image itself: no BatchNorm
-            and ReLU before the first convolution.
+        first: Whether it belongs to the first block: no BatchNorm and ReLU before the first
+            convolution.
         kernel_sizes: Sizes of the three convolutions.
         dropout: Probability of dropout behind the second convolution.
     """
 
     def __init__(
         self,
-        width: int,
+        in_channels: int,
+        out_channels: int,
         *,
         stride: int,
         first: bool,
-        kernel_sizes: tuple[int, int, int],
-        dropout: float,
+        kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        dropout: float = 0.0,
     ) -> None:
-        channels = width // stride**2
-        inner = max(1, width // 4)
+        inner = max(1, out_channels // 4)
         k1, k2, k3 = kernel_sizes
         super().__init__(
-            *([] if first else _norm_relu(channels)),
-            _conv(channels, inner, k1, stride=stride),
+            *([] if first else _norm_relu(in_channels)),
+            _conv(in_channels, inner, k1, stride=stride),
             *_norm_relu(inner),
             _conv(inner, inner, k2),
             nn.Dropout(dropout),
             *_norm_relu(inner),
-            _conv(inner, width, k3),
+            _conv(inner, out_channels, k3),
         )
 
 
@@ -330,6 +349,18 @@ def irevnet_cifar10(num_classes: int = 10, **overrides: Any) -> IRevNet:
     )
 
 
+def irevnet_cifar10_small(num_classes: int = 10, **overrides: Any) -> IRevNet:
+    """A small bijective network for 32x32 images, (b) with a stage less: 1,050,982 parameters."""
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(6, 12, 6),
+        strides=(2, 2, 2),
+        widths=(24, 96, 384),
+        downsampling=2,
+    )
+
+
 def irevnet_digits(num_classes: int = 10, **overrides: Any) -> IRevNet:
     """A small bijective network for grey 16x16 images: (b) with a stage less."""
     return _preset(
@@ -346,15 +377,6 @@ def irevnet_digits(num_classes: int = 10, **overrides: Any) -> IRevNet:
 
 def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> IRevNet:
     return IRevNet(num_classes, **settings | dict(overrides))
-
-
-PRESETS: dict[str, Callable[..., IRevNet]] = {
-    "a": irevnet_a,
-    "b": irevnet_b,
-    "b-released": irevnet_b_released,
-    "cifar10": irevnet_cifar10,
-    "digits": irevnet_digits,
-}
 
 
 def load_released(model: IRevNet, state_dict: Mapping[str, Tensor]) -> None:
@@ -376,29 +398,45 @@ def load_released(model: IRevNet, state_dict: Mapping[str, Tensor]) -> None:
             "Call load_released(model, checkpoint['state_dict'])."
         )
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    ours = _released_names(model)
+    ours = released_names(model)
     own = model.state_dict()
-    optional = {key for key in ours if key.endswith("num_batches_tracked")}
-    faults = {
-        "missing": sorted(ours.keys() - given.keys() - optional),
-        "unexpected": sorted(given.keys() - ours.keys()),
-        "of another shape": [
-            f"{key} {tuple(given[key].shape)} instead of {tuple(own[name].shape)}"
-            for key, name in ours.items()
-            if key in given and given[key].shape != own[name].shape
-        ],
-    }
-    if any(faults.values()):
+    faults = find_faults({key: own[name] for key, name in ours.items()}, given)
+    if faults:
         raise ValueError(
-            "These weights belong to another network than this one: "
-            + "; ".join(f"{_listed(keys)} {what}" for what, keys in faults.items() if keys)
-            + ". Compare blocks, widths, kernel_sizes and num_classes."
+            f"These weights belong to another network than this one: {describe(faults)}. Compare "
+            "blocks, widths, kernel_sizes and num_classes."
         )
     model.load_state_dict(own | {ours[key]: value for key, value in given.items()})
 
 
-def _released_names(model: IRevNet) -> dict[str, str]:
-    """The released code's name of each parameter and buffer, with ours."""
+def find_faults(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
+    """The weights of a network that are missing, unexpected or of another shape.
+
+    Counts of batches may be missing, as PyTorch did not have them once.
+    """
+    faults = {
+        "missing": [
+            key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")
+        ],
+        "unexpected": list(given.keys() - expected.keys()),
+        "of another shape": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected.keys() & given.keys()
+            if given[key].shape != expected[key].shape
+        ],
+    }
+    return {what: sorted(keys) for what, keys in faults.items() if keys}
+
+
+def describe(faults: Mapping[str, Sequence[str]]) -> str:
+    """Faults in words."""
+    return "; ".join(f"{_listed(keys)} {what}" for what, keys in faults.items())
+
+
+def released_names(model: IRevNet) -> dict[str, str]:
+    """The name of each parameter and buffer in the released code, with ours."""
     modules = {"norm": "bn1", "classifier": "linear"}
     bottlenecks = [name for name, part in model.named_modules() if isinstance(part, Bottleneck)]
     for block, name in enumerate(bottlenecks):

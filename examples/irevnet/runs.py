@@ -1,9 +1,10 @@
-"""A run's folder: its checkpoint and its log."""
+"""A run's folder: its settings, its log and its checkpoints."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 RUNS = Path("runs/irevnet")  # holds the runs without a folder of their own, numbered from 1
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 LOG = "log.jsonl"
+SETTINGS = "settings.json"
 
 
 class RunError(Exception):
@@ -76,6 +79,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(folder)
     # torch's writer turns a full disk into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -86,28 +90,107 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a loss of power."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads the checkpoint; only tensors and plain values can be in it, no code."""
     path = folder / CHECKPOINT
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
-        raise RunError(f"cannot read {path}: {_first_line(error)}") from error
+        raise RunError(
+            f"cannot read {path}: {_first_line(error)}. If it is damaged, start again without "
+            f"--resume and with another --out; {BEST} beside it may still have the best weights."
+        ) from error
     return state
 
 
-def append_to_log(folder: Path, record: Mapping[str, Any]) -> None:
-    """Adds one line of JSON."""
-    with writing(folder / LOG), (folder / LOG).open("a") as file:
-        file.write(json.dumps(dict(record)) + "\n")
-
-
-def cut_log(folder: Path, lines: int) -> None:
-    """Keeps the first lines, those of the epochs that the checkpoint knows of."""
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
     path = folder / LOG
-    with writing(path):
-        kept = path.read_text().splitlines(keepends=True)[:lines] if path.exists() else []
-        path.write_text("".join(kept))
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+class RunFolder:
+    """What one process of a run does to its folder.
+
+    Args:
+        path: Of the folder.
+        writes: Whether the process writes anything at all: one does, of those of a distributed run.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.lines = 0  # of the log
+
+    @classmethod
+    def new(cls, out: Path | None, *, writes: bool = True) -> RunFolder:
+        """The folder of a new run."""
+        return cls(new_folder(out) if writes else out or RUNS, writes=writes)
+
+    def resume(self) -> dict[str, Any]:
+        """The state of the checkpoint; of the log, the lines remain that it knows of."""
+        state = load_checkpoint(self.path)
+        if "log_lines" not in state:
+            raise RunError(f"{self.path / CHECKPOINT} is not of a run of this version.")
+        self.lines = state["log_lines"]
+        if self.writes:
+            _cut(self.path / LOG, self.lines)
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint."""
+        if self.writes:
+            save_checkpoint(self.path, {**state, "log_lines": self.lines})
+
+    def keep_as_best(self) -> None:
+        """Lets the present checkpoint stay under another name when the next one replaces it."""
+        if self.writes:
+            _copy(self.path / CHECKPOINT, self.path / BEST)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Adds a line of JSON to the log."""
+        if self.writes:
+            with writing(self.path / LOG), (self.path / LOG).open("a") as file:
+                file.write(json.dumps(dict(record)) + "\n")
+        self.lines += 1
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings for people to read; to resume, the checkpoint has them too."""
+        if self.writes:
+            with writing(self.path / SETTINGS):
+                (self.path / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n")
+
+
+def _copy(path: Path, copy: Path) -> None:
+    partial = copy.with_suffix(".partial")
+    with writing(copy):
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)  # no file is ever changed in place
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, partial)
+        partial.replace(copy)
+
+
+def _cut(log: Path, lines: int) -> None:
+    """Drops the lines that a killed run has written behind its checkpoint: they come again."""
+    with writing(log):
+        kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
+        log.write_text("".join(kept))
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,48 +6,189 @@ With ``--data`` the paper's network (b) with the released code's recipe for Imag
 
     python examples/irevnet/train_imagenet.py
     python examples/irevnet/train_imagenet.py --data DIR
+    python examples/irevnet/train_imagenet.py --data DIR --recipe paper
+    python examples/irevnet/train_imagenet.py --data DIR --preset resnet50
+    torchrun --nproc-per-node 4 examples/irevnet/train_imagenet.py --data DIR
+    python examples/irevnet/train_imagenet.py --data cifar-10-python.tar.gz --preset cifar10-small
 
 where ``DIR`` holds ``train/<class>/<image>`` and ``val/<class>/<image>``. ``--help`` lists the
-settings. Each run has a folder of its own, runs/irevnet/1, 2, ..., with a checkpoint and a line of
-``log.jsonl`` per epoch. Ctrl-C leaves the checkpoint of the last whole epoch, from which
+settings. Each run has a folder of its own, runs/irevnet/1, 2, ..., with its settings, a log, curves
+and a checkpoint. Ctrl-C or SIGTERM saves the state behind the step in progress, from which
 ``--resume`` goes on to the same result as if never stopped.
+
+Under torchrun the processes share each batch, and together see the images that one alone would see;
+their batch statistics are each their own, unless ``--sync-batch-norm`` is given.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from batches import load_data
+from batches import Share, load_data, load_plain
+from curves import CURVES, draw_curves
+from distributed import Team, join
+from loading import explaining_dead_workers
+from presets import is_invertible
 from report import draw, measure, table
-from runs import (
-    CHECKPOINT,
-    LOG,
-    RunError,
-    append_to_log,
-    cut_log,
-    folder_to_resume,
-    load_checkpoint,
-    new_folder,
-    save_checkpoint,
-)
+from runs import CHECKPOINT, LOG, RunError, RunFolder, folder_to_resume
 from settings import Config, parse
+from stopping import Signals, Stopped
 from training import Tally, Training
 
 PICTURE = "reconstructions.png"
+DUE = 1  # a checkpoint is; signals have higher numbers
 
 
-def fit(training: Training, folder: Path, console: Console) -> None:
-    """Trains to the last epoch, with a line in the log and a checkpoint after each."""
-    epochs, steps = training.config.epochs, len(training.data.train)
+def fit(training: Training, folder: RunFolder, console: Console) -> None:
+    """Trains to the last epoch, with lines in the log and a checkpoint after each."""
+    keeper = Keeper(training, folder)
+    with keeper.signals, progress_bar(training, console) as show:
+        while training.epoch < training.epochs:
+            for tally in training.train():
+                keeper.after_step()
+                show(tally)
+            keeper.log_losses()
+            record = train_record(training)
+            record |= test_record(training.test(keeper.stop_if_asked), training)
+            folder.log(record)
+            best = training.end_epoch(record["test_accuracy"])
+            keeper.save()
+            if best:
+                folder.keep_as_best()
+            keeper.draw()
+            console.print(epoch_line(record, training))
+            keeper.stop_if_asked()
+    keeper.draw(at_once=True)
+
+
+class Keeper:
+    """Saves a training, now and then and when it is stopped.
+
+    Args:
+        training: What is saved.
+        folder: Where.
+    """
+
+    def __init__(self, training: Training, folder: RunFolder) -> None:
+        self.training = training
+        self.folder = folder
+        self.signals = Signals()
+        self.saved = time.monotonic()
+        self.drawn = time.monotonic()
+
+    def after_step(self) -> None:
+        """Writes what is due."""
+        if self.training.iteration % self.training.config.log_every == 0:
+            self.log_losses()
+        due = time.monotonic() - self.saved >= 60 * self.training.config.save_every
+        if self.stop_if_asked(DUE if due else 0) == DUE:
+            self.save()
+
+    def stop_if_asked(self, otherwise: int = 0) -> int:
+        """Saves and raises :class:`Stopped` if a process has got a signal.
+
+        If none has, returns the highest of the numbers that the processes give.
+        """
+        found = self.training.team.highest(self.signals.received or otherwise)
+        if found > DUE:
+            self.save()
+            raise Stopped(found)
+        return found
+
+    def draw(self, at_once: bool = False) -> None:
+        """Draws the curves, if they have not just been drawn."""
+        late = time.monotonic() - self.drawn > 10  # seconds; drawing takes a fifth of one
+        if (late or at_once) and self.training.team.leads:
+            draw_curves([self.folder.path], self.folder.path / CURVES)
+            self.drawn = time.monotonic()
+
+    def log_losses(self) -> None:
+        """Writes the loss of each step since the last time."""
+        if self.training.losses:
+            self.folder.log(losses(self.training))
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        self.folder.save(self.training.state())
+        self.saved = time.monotonic()
+
+
+def losses(training: Training) -> dict[str, Any]:
+    """The line of the log for the steps since the last one."""
+    return {
+        "iteration": training.iteration,
+        "lr": training.learning_rate(training.iteration - 1),
+        "losses": [float(f"{loss:.6g}") for loss in training.take_losses()],
+    }
+
+
+def train_record(training: Training) -> dict[str, Any]:
+    """What the log says of an epoch's training."""
+    tally = training.tally
+    seconds = tally.seconds()
+    return {
+        "epoch": training.epoch + 1,
+        "iteration": training.iteration,
+        "lr": training.learning_rate(training.iteration - 1),
+        **{f"train_{name}": value for name, value in tally.read(training.team).items()},
+        "images_per_second": training.team.ranks * tally.speed(),
+        "seconds": seconds,
+        "data_seconds": tally.waited,
+        **memory(training.device),
+    }
+
+
+def test_record(tally: Tally, training: Training) -> dict[str, float]:
+    """What the log says of a test."""
+    found = tally.read(training.team)
+    if not math.isfinite(found["loss"]):
+        raise RunError(
+            f"the loss on the test images is no longer finite in epoch {training.epoch + 1}: lower "
+            "--lr. The checkpoint holds a state before."
+        )
+    return {f"test_{name}": value for name, value in found.items()}
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Memory in MiB: of this process at its peak, and of its GPU."""
+    found = {}
+    if os.name == "posix":
+        import resource
+
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        found["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if device.type == "cuda":
+        found["gpu_memory"] = torch.cuda.memory_allocated(device) / 2**20
+        found["peak_gpu_memory"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return {name: round(value, 1) for name, value in found.items()}
+
+
+def epoch_line(record: dict[str, Any], training: Training) -> str:
+    """What the terminal says of an epoch."""
+    top5 = ""
+    if training.data.classes > 10:
+        top5 = f" (top 5: {record['test_top5_accuracy']:.1%})"
+    return (
+        f"epoch {record['epoch']:>{len(str(training.epochs))}}/{training.epochs}"
+        f"  train {record['train_loss']:.3f} {record['train_accuracy']:.1%}"
+        f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}{top5}"
+        f"  {record['images_per_second']:,.0f} images/s"
+    )
+
+
+@contextmanager
+def progress_bar(training: Training, console: Console) -> Iterator[Callable[[Tally], None]]:
+    """Gives a function to call after each step."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=20),
@@ -56,115 +197,109 @@ def fit(training: Training, folder: Path, console: Console) -> None:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(
-            "",
-            total=(epochs - training.epoch) * steps,
-            epoch=f"{training.epoch}/{epochs}",
-            status="",
+            "", total=training.iterations - training.iteration, epoch="", status=""
         )
         shown = 0.0
 
-        def after_step(tally: Tally) -> None:
+        def show(tally: Tally) -> None:
             nonlocal shown
             progress.advance(task)
-            if time.monotonic() - shown > 0.5:
-                shown = time.monotonic()
-                loss, accuracy = tally.read()
-                status = f"loss {loss:.3f}, {accuracy:.1%}, {tally.speed():,.0f} images/s"
-                progress.update(task, epoch=f"{training.epoch + 1}/{epochs}", status=status)
-
-        while training.epoch < epochs:
-            record = run_epoch(training, after_step)
-            append_to_log(folder, record)
-            save_checkpoint(folder, training.state())
-            console.print(
-                f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"
-                f"  train {record['train_loss']:.3f} {record['train_accuracy']:.1%}"
-                f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}"
-                f"  {record['images_per_second']:,.0f} images/s"
+            if progress.disable or time.monotonic() - shown < 0.5:
+                return
+            # Reading the tally waits for a GPU; where losses were just read, there is no wait.
+            if training.device.type != "cpu" and training.losses:
+                return
+            shown = time.monotonic()
+            found = tally.read()
+            speed = training.team.ranks * tally.speed()
+            progress.update(
+                task,
+                epoch=f"{training.epoch + 1}/{training.epochs}",
+                status=f"loss {found['loss']:.3f}, {found['accuracy']:.1%}, {speed:,.0f} images/s",
             )
 
-
-def run_epoch(training: Training, after_step: Callable[[Tally], None]) -> dict[str, Any]:
-    """Trains for an epoch and tests; returns the record of it for the log."""
-    trained = training.train_epoch(after_step)
-    train_loss, train_accuracy = trained.read()
-    speed, seconds = trained.speed(), trained.seconds()
-    test_loss, test_accuracy = training.test().read()
-    if not math.isfinite(train_loss + test_loss):
-        raise RunError(
-            f"the loss is no longer finite in epoch {training.epoch}: lower --lr. The checkpoint "
-            "holds the epoch before."
-        )
-    return {
-        "epoch": training.epoch,
-        "lr": training.config.learning_rate(training.epoch - 1),
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
-        "images_per_second": speed,
-        "seconds": seconds,
-    }
+        yield show
 
 
-def start(training: Training, config: Config) -> Path:
+def start(training: Training) -> RunFolder:
     """Opens the run's folder, which holds a checkpoint from now on."""
-    if not config.resume:
-        folder = new_folder(config.out)
-        save_checkpoint(folder, training.state())
+    config, team = training.config, training.team
+    if config.resume:
+        folder = RunFolder(folder_to_resume(config.out), writes=team.leads)
+        training.restore(folder.resume())
         return folder
-    folder = folder_to_resume(config.out)
-    training.restore(load_checkpoint(folder))
-    cut_log(folder, training.epoch)
+    folder = RunFolder.new(config.out, writes=team.leads)
+    folder.write_settings(config.as_dict())
+    folder.save(training.state())
     return folder
 
 
-def run(config: Config, console: Console) -> int:
+def run(config: Config, team: Team, console: Console) -> int:
     """Trains, or goes on training, and reports; returns the exit status."""
-    device = find_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = load_data(config, device)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
+    data = load_data(config, team.device, Share(team.rank, team.ranks))
     given = "" if config.data else "No --data given: "
     console.print(f"{given}training on {data.description}.")
-    training = Training(config, data, device)
-    folder = start(training, config)
-    console.print(f"The run's folder is {folder}, {training.epoch} of {config.epochs} epochs done.")
+    training = Training(config, data, team)
+    folder = start(training)
+    done = f"{training.epoch} of {training.epochs} epochs"
+    if training.step:
+        done += f" and {training.step:,} of {training.steps:,} steps"
+    console.print(f"The run's folder is {folder.path}, {done} done.")
     try:
         fit(training, folder, console)
-        report = measure(training.model, data.test, training.normalise)
-        draw(report, folder / PICTURE)
+        report(training, folder, console)
+    except Stopped as stopped:
+        console.print(
+            f"Stopped. {folder.path / CHECKPOINT} holds the state behind step "
+            f"{training.iteration:,}: {how_to_go_on(folder)}"
+        )
+        return stopped.status
     except KeyboardInterrupt:
         console.print(
-            f"Stopped. {folder / CHECKPOINT} holds the last whole epoch: go on with the same flags "
-            f"and --resume --out {folder}"
+            f"Stopped at once. {folder.path / CHECKPOINT} holds the state that was saved last: "
+            f"{how_to_go_on(folder)}"
         )
+        if team.joined:
+            raise  # the others may be waiting for this process
         return 130
-    console.print(table(report))
-    console.print(
-        f"Originals above their reconstructions: {folder / PICTURE}\n"
-        f"Log: {folder / LOG}, network: {folder / CHECKPOINT}"
-    )
     return 0
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name, if it is there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an assertion if torch has no CUDA
-        raise RunError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+def how_to_go_on(folder: RunFolder) -> str:
+    """The end of a sentence."""
+    return f"go on with the same flags and --resume --out {folder.path}"
+
+
+def report(training: Training, folder: RunFolder, console: Console) -> None:
+    """Says what the network has learnt, and decodes the test images if it can."""
+    model = training.whole_model()
+    if not training.team.leads:
+        return
+    if is_invertible(model):
+        test = load_plain(training.config, training.device, "test")
+        found = measure(model, test, training.normalise)
+        draw(found, folder.path / PICTURE)
+        console.print(table(found))
+        console.print(f"Originals above their reconstructions: {folder.path / PICTURE}")
+    else:
+        console.print(f"Best test accuracy, top 1: {training.best_accuracy:.2%}")
+    console.print(f"Log: {folder.path / LOG}, network: {folder.path / CHECKPOINT}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script with these flags, or the command line's; returns the exit status."""
-    console = Console(highlight=False, soft_wrap=True)
+    leads = os.environ.get("RANK", "0") == "0"
+    console = Console(highlight=False, soft_wrap=True, quiet=not leads)
     try:
-        return run(parse(sys.argv[1:] if arguments is None else arguments), console)
+        config = parse(sys.argv[1:] if arguments is None else arguments, prints=leads)
+        with join(config.device) as team, explaining_dead_workers():
+            return run(config, team, console)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if leads:
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped before there was anything to keep.", file=sys.stderr)

@@ -22,12 +22,12 @@ import irevnet
 from invertible import AdditiveCoupling
 from invertible.testing import inversecheck
 from irevnet import (
-    PRESETS,
     IRevNet,
     irevnet_a,
     irevnet_b,
     irevnet_b_released,
     irevnet_cifar10,
+    irevnet_cifar10_small,
     irevnet_digits,
     load_released,
 )
@@ -82,7 +82,7 @@ def released(network, values):
     """Values under our names, under the released ones."""
     return {
         name: values[ours]
-        for name, ours in irevnet._released_names(network).items()
+        for name, ours in irevnet.released_names(network).items()
         if ours in values
     }
 
@@ -136,6 +136,7 @@ def test_a_training_step_agrees_with_the_released_code(network, golden):
         (irevnet_b, 29_201_092),
         (irevnet_b_released, 125_120_356),
         (irevnet_cifar10, 6_274_826),
+        (irevnet_cifar10_small, 1_050_982),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(preset, parameters):
@@ -242,9 +243,9 @@ def test_images_of_the_imagenet_network_are_decoded():
 
 
 @pytest.mark.parametrize("quantum", [None, 2**-16])
-@pytest.mark.parametrize("name", ["cifar10", "digits"])
-def test_the_small_presets_keep_the_laws_of_a_layer(name, quantum):
-    network = PRESETS[name](quantum=quantum).double().eval()
+@pytest.mark.parametrize("preset", [irevnet_cifar10, irevnet_cifar10_small, irevnet_digits])
+def test_the_small_presets_keep_the_laws_of_a_layer(preset, quantum):
+    network = preset(quantum=quantum).double().eval()
     x = torch.randn(2, network.in_channels, 16, 16).double()
     inversecheck(network.body, network.as_read(x))
 

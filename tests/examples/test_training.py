@@ -1,10 +1,11 @@
 import json
+import multiprocessing
+import os
 import re
-import resource
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from PIL import Image
 
 import train_imagenet
 import training
-from runs import RunError, load_checkpoint, save_checkpoint
-from settings import RECIPES, Config, parse
+from runs import load_checkpoint
 from train_imagenet import main
 
 TINY = ["--blocks", "1", "1", "1", "--epochs", "2", "--batch-size", "479", "--milestones", "1"]
 SCRIPT = Path(train_imagenet.__file__)
+LEFT = ["best.pt", "checkpoint.pt", "curves.png", "log.jsonl", "reconstructions.png"]
+LEFT += ["settings.json"]
+MEASURED = ("loss", "accuracy", "top5_accuracy")
 
 
 @pytest.fixture(autouse=True)
@@ -41,33 +44,54 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def on(images, *flags):
-    small = ["--blocks", "1", "1", "1", "--epochs", "2", "--batch-size", "4", "--workers", "0"]
-    small += ["--threads", "1"]
-    return ["--data", str(images), "--preset", "cifar10", "--image-size", "16", *small, *flags]
+def on(images, *flags, length=("--epochs", "2")):
+    """Flags for three steps an epoch on these images; dropout draws from torch's generator."""
+    small = ["--blocks", "1", "1", "1", "--batch-size", "4", "--workers", "0", "--threads", "1"]
+    small += ["--image-size", "16", *length]
+    return ["--data", str(images), "--preset", "cifar10", *small, *flags]
 
 
-def interrupt_at_step(monkeypatch, step):
-    """Presses Ctrl-C while that training step runs."""
+class Crash(BaseException):
+    """Ends a run as SIGKILL does: nothing is saved on the way out."""
+
+
+def at_step(monkeypatch, step, act):
+    """Calls ``act`` while that training step runs."""
     steps = iter(range(1, step + 1))
     cross_entropy = training.F.cross_entropy
 
-    def pressed(*args):
-        if torch.is_grad_enabled() and next(steps) == step:
-            raise KeyboardInterrupt
-        return cross_entropy(*args)
+    def acting(*args, **kwargs):
+        if torch.is_grad_enabled() and next(steps, None) == step:
+            act()
+        return cross_entropy(*args, **kwargs)
 
-    monkeypatch.setattr(training.F, "cross_entropy", pressed)
+    monkeypatch.setattr(training.F, "cross_entropy", acting)
+
+
+def receive(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def crash():
+    raise Crash
 
 
 def records(folder):
+    """The lines of the log, without what depends on the machine."""
+    machine = {"seconds", "data_seconds", "images_per_second", "peak_memory"}
     lines = (Path(folder) / "log.jsonl").read_text().splitlines()
-    timing = {"seconds", "images_per_second"}
-    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in machine} for line in lines]
+
+
+def epochs(folder):
+    return [record for record in records(folder) if "epoch" in record]
 
 
 def assert_same_state(left, right):
     left, right = load_checkpoint(Path(left)), load_checkpoint(Path(right))
+    for state in (left, right):
+        for name in ("seconds", "waited"):
+            del state["tally"][name]
     assert left.pop("config").keys() == right.pop("config").keys()
     torch.testing.assert_close(left, right, rtol=0, atol=0)
 
@@ -75,7 +99,7 @@ def assert_same_state(left, right):
 def test_the_demo_trains_on_digits_and_shows_them_twice(capsys):
     assert main(TINY) == 0
     output = capsys.readouterr().out
-    assert output.startswith("No --data given: training on scikit-learn's 1,797 handwritten digits")
+    assert output.startswith("No --data given: training on scikit-learn's handwritten digits")
     for words in ("epoch 2/2", "test accuracy, top 1", "‖x - Φ⁻¹Φx‖", "worst pixel"):
         assert words in output
     assert re.search(r"as the network read them +│ (\d+) of \1 ", output)
@@ -83,12 +107,15 @@ def test_the_demo_trains_on_digits_and_shows_them_twice(capsys):
     originals, decoded = halves(picture)
     assert originals.std() > 50  # neither is blank
     assert np.abs(originals - decoded).max() <= 1
-    first, second = records("runs/irevnet/1")
+    first, second = epochs("runs/irevnet/1")
     assert first.keys() == {
-        *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        *("epoch", "iteration", "lr"),
+        *(f"{part}_{name}" for part in ("train", "test") for name in MEASURED),
     }
     assert (first["epoch"], first["lr"]) == (1, 0.1)
     assert (second["epoch"], second["lr"]) == (2, pytest.approx(0.01))
+    assert json.loads(Path("runs/irevnet/1/settings.json").read_text())["batch_size"] == 479
+    assert Path("runs/irevnet/1/curves.png").stat().st_size > 10_000
 
 
 def halves(picture):
@@ -108,26 +135,78 @@ def test_runs_are_numbered_and_leave_each_other_alone():
     assert Path("runs/irevnet/2/checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("step", [1, 4, 6])
-def test_an_interrupted_and_resumed_run_equals_an_unbroken_one(images, monkeypatch, capsys, step):
-    # Three steps an epoch; dropout, shifts, flips and shuffling draw random numbers.
+@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGTERM), (3, signal.SIGINT), (5, 2)])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(
+    images, monkeypatch, capsys, step, number
+):
+    flags = on(images, "--log-every", "2")
+    assert main([*flags, "--out", "unbroken"]) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, step, receive(number))
+        assert main([*flags, "--out", "broken"]) == 128 + number
+    assert f"behind step {step}: go on with the same flags and --resume --out broken" in (
+        capsys.readouterr().out
+    )
+    saved = load_checkpoint(Path("broken"))
+    assert 3 * saved["epoch"] + saved["step"] == step
+    torch.manual_seed(99)
+    assert main([*flags, "--out", "broken", "--resume"]) == 0
+    assert_same_state("unbroken", "broken")
+    assert records("unbroken") == records("broken")
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [("0", 4), ("15", 3)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(images, monkeypatch, minutes, kept):
+    flags = on(images, "--log-every", "1", "--save-every", minutes)
+    assert main([*flags, "--out", "unbroken"]) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, crash)
+        with pytest.raises(Crash):
+            main([*flags, "--out", "broken"])
+    saved = load_checkpoint(Path("broken"))
+    assert 3 * saved["epoch"] + saved["step"] == kept
+    assert main([*flags, "--out", "broken", "--resume"]) == 0
+    assert_same_state("unbroken", "broken")
+    assert records("unbroken") == records("broken")
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_a_second_control_c_leaves_at_once(images, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, interrupt)
+        assert main(on(images, "--out", "run")) == 130
+    assert "Stopped at once. run/checkpoint.pt holds the state that was saved last" in (
+        capsys.readouterr().out
+    )
+    saved = load_checkpoint(Path("run"))
+    assert (saved["epoch"], saved["step"]) == (1, 0)
+
+
+def test_a_run_stopped_in_a_test_repeats_it(images, monkeypatch):
+    test = training.Training.test
+
+    def stopped_in_a_test(*args):
+        receive(signal.SIGTERM)()
+        return test(*args)
+
     assert main(on(images, "--out", "unbroken")) == 0
     with monkeypatch.context() as patch:
-        interrupt_at_step(patch, step)
-        assert main(on(images, "--out", "broken")) == 130
-    assert "--resume --out broken" in capsys.readouterr().out
-    assert load_checkpoint(Path("broken"))["epoch"] == (step - 1) // 3
-    torch.manual_seed(99)
+        patch.setattr(training.Training, "test", stopped_in_a_test)
+        assert main(on(images, "--out", "broken")) == 143
+    assert load_checkpoint(Path("broken"))["epoch"] == 0
     assert main(on(images, "--out", "broken", "--resume")) == 0
     assert_same_state("unbroken", "broken")
     assert records("unbroken") == records("broken")
 
 
 def test_random_crops_resume_too(images, monkeypatch):
-    flags = on(images, "--augmentation", "resized-crop")
+    flags = on(images, "--augmentation", "resized-crop", "--jitter", "0.5", "0.5", "0.5", "0.1")
     assert main([*flags, "--out", "unbroken"]) == 0
     with monkeypatch.context() as patch:
-        interrupt_at_step(patch, 5)
+        at_step(patch, 5, receive(signal.SIGINT))
         assert main([*flags, "--out", "broken"]) == 130
     assert main([*flags, "--out", "broken", "--resume"]) == 0
     assert_same_state("unbroken", "broken")
@@ -135,10 +214,10 @@ def test_random_crops_resume_too(images, monkeypatch):
 
 def test_resuming_without_a_folder_takes_the_latest_run(monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        interrupt_at_step(patch, 5)
-        assert main(TINY) == 130
+        at_step(patch, 5, receive(signal.SIGTERM))
+        assert main(TINY) == 143
     assert main([*TINY, "--resume"]) == 0
-    assert "runs/irevnet/1, 1 of 2 epochs done" in capsys.readouterr().out
+    assert "runs/irevnet/1, 1 of 2 epochs and 2 of 3 steps done" in capsys.readouterr().out
 
 
 def test_a_finished_run_can_go_on(images):
@@ -148,19 +227,46 @@ def test_a_finished_run_can_go_on(images):
     assert_same_state("run", "unbroken")
 
 
-def test_a_line_of_the_log_beyond_the_checkpoint_is_written_again(images):
-    assert main(on(images, "--out", "run", "--epochs", "1")) == 0
-    with Path("run/log.jsonl").open("a") as log:
-        log.write('{"epoch": 2}\n')
-    assert main(on(images, "--out", "run", "--resume")) == 0
-    assert [record["epoch"] for record in records("run")] == [1, 2]
+def test_the_log_has_the_loss_of_each_step(images):
+    assert main(on(images, "--out", "run", "--log-every", "2")) == 0
+    lines = [record for record in records("run") if "losses" in record]
+    assert [(line["iteration"], len(line["losses"])) for line in lines] == [
+        *((2, 2), (3, 1), (4, 1), (6, 2))
+    ]
+    losses = [loss for line in lines for loss in line["losses"]]
+    means = [record["train_loss"] for record in epochs("run")]
+    assert [sum(losses[:3]) / 3, sum(losses[3:]) / 3] == pytest.approx(means, rel=1e-5)
+
+
+def test_the_best_checkpoint_is_kept(images):
+    assert main(on(images, "--out", "run", "--epochs", "4")) == 0
+    accuracies = [record["test_accuracy"] for record in epochs("run")]
+    best = torch.load("run/best.pt", weights_only=True)
+    assert best["best_accuracy"] == max(accuracies)
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 4
+
+
+def test_the_length_of_a_run_may_be_given_in_steps(images):
+    flags = on(images, "--milestones", "2", "--out", "run", length=("--iterations", "4"))
+    assert main(flags) == 0
+    assert [(record["epoch"], record["iteration"]) for record in epochs("run")] == [(1, 3), (2, 4)]
+    assert [record["lr"] for record in epochs("run")] == pytest.approx([0.02, 0.02])
+    assert main([*flags, "--resume"]) == 0  # reports again
+
+
+@pytest.mark.parametrize("preset", ["resnet-cifar10", "revnet-cifar10"])
+def test_networks_to_compare_with_are_trained_too(images, capsys, preset):
+    flags = ["--preset", preset, "--blocks", "1", "1", "1", "1", "--lr", "0.001"]
+    assert main(on(images, *flags, "--warmup", "0", "--out", "run")) == 0
+    assert "Best test accuracy, top 1: " in capsys.readouterr().out
+    assert not Path("run/reconstructions.png").exists()
 
 
 def test_worker_processes_give_the_same_run(images):
     flags = [*on(images, "--augmentation", "resized-crop", "--out", "run"), "--workers", "2"]
     ran = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert "training on 12 images of 2 classes in" in ran.stdout
+    assert "12 images of 2 classes, tested on 6" in ran.stdout
     assert main(on(images, "--augmentation", "resized-crop", "--out", "same")) == 0
     assert_same_state("run", "same")
     assert records("run") == records("same")
@@ -177,31 +283,36 @@ def test_an_unreadable_image_is_one_line_also_from_a_worker(images):
     assert ran.stderr.count("\n") == 1
 
 
-def test_control_c_from_the_keyboard_leaves_a_checkpoint():
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_worker_killed_during_a_step_is_one_line(images, monkeypatch, capsys):
+    def kill_workers():
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        time.sleep(0.1)  # in which torch learns of it
+
+    at_step(monkeypatch, 2, kill_workers)
+    flags = on(images, "--augmentation", "resized-crop", "--out", "run")
+    message = refused(capsys, *flags, "--workers", "1")
+    assert "a process that reads images died" in message
+    assert "Try fewer --workers." in message
+
+
+def test_a_killed_process_leaves_a_checkpoint():
     command = [sys.executable, SCRIPT, *TINY, "--epochs", "10000", "--out", "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("epoch"):
                 break
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-    assert process.returncode == 130
-    assert "--resume --out run" in rest
-    assert load_checkpoint(Path("run"))["epoch"] >= 1
-    assert sorted(path.name for path in Path("run").iterdir()) == ["checkpoint.pt", "log.jsonl"]
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    save_checkpoint(tmp_path, {"weights": torch.ones(3)})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt: \[Errno 27\]"):
-            save_checkpoint(tmp_path, {"weights": torch.randn(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert torch.equal(load_checkpoint(tmp_path)["weights"], torch.ones(3))
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+        process.kill()
+    done = load_checkpoint(Path("run"))["epoch"]
+    assert done >= 1
+    again = [*TINY, "--epochs", str(done + 1)]
+    assert main([*again, "--out", "run", "--resume"]) == 0
+    assert main([*again, "--out", "unbroken"]) == 0
+    assert_same_state("run", "unbroken")
+    assert records("run") == records("unbroken")
+    assert sorted(path.name for path in Path("run").iterdir()) == LEFT
 
 
 def refused(capsys, *flags):
@@ -216,18 +327,15 @@ def refused(capsys, *flags):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data", "nowhere"], "there is no folder nowhere/train: --data takes"),
-        (["--preset", "b"], "--preset b trains on a folder of images: give --data"),
         (["--resume"], "no checkpoint in runs/irevnet to resume: start without --resume"),
         (["--resume", "--out", "nowhere"], "no checkpoint in nowhere to resume"),
-        (["--batch-size", "5000"], "--batch-size 5000 is above the 1437 training images"),
-        (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--lr", "-1"], "--lr cannot be negative"),
-        (["--momentum", "2"], "--momentum is 0 to 1"),
-        (["--std", "0"], "--mean and --std take one number a channel"),
+        (["--accumulate", "3"], "a multiple of 1 processes times --accumulate 3, got 64"),
         (["--image-size", "20"], "--image-size must be a multiple of 16 for --preset digits"),
         (["--blocks", "1", "1"], "one stride and one width for each stage, got blocks=(1, 1)"),
         (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--precision", "float16"], "--precision float16 is for GPUs"),
+        (["--sync-batch-norm"], "--sync-batch-norm is for NVIDIA GPUs only, got --device cpu"),
+        (["--lr", "-1"], "--lr cannot be negative, got -1.0"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(capsys, flags, message):
@@ -261,29 +369,16 @@ def test_a_damaged_checkpoint_is_refused(capsys):
     assert "cannot read run/checkpoint.pt" in message
 
 
-def test_a_missing_or_empty_part_of_the_data_is_named(images, capsys):
-    (images / "train/dusk").mkdir()
-    assert "there is no image in" in refused(capsys, *on(images))
-    (images / "train/dusk").rmdir()
-    (images / "val").rename(images / "test")
-    assert f"there is no folder {images / 'val'}" in refused(capsys, *on(images))
-
-
-def test_a_loss_that_explodes_stops_the_run(images, capsys):
+def test_states_beyond_the_range_of_exact_sums_stop_the_run(images, capsys):
     message = refused(capsys, *on(images, "--out", "run", "--lr", "1e30"))
     assert "training stops after 0 whole epochs: " in message
     assert "the network has diverged" in message
     assert load_checkpoint(Path("run"))["epoch"] == 0
 
 
-def test_flags_complete_the_recipe_of_the_preset():
-    assert parse([]) == RECIPES["digits"]
-    assert parse(["--data", "x"]) == replace(Config(), data=Path("x"))
-    assert parse(["--data=x", "--preset", "a"]) == Config(preset="a", data=Path("x"))
-    cifar = parse(["--preset=cifar10", "--data", "x", "--lr", "0.2"])
-    assert cifar == replace(RECIPES["cifar10"], data=Path("x"), lr=0.2)
-
-
-def test_the_learning_rate_falls_at_each_milestone():
-    rates = [Config().learning_rate(epoch) for epoch in (0, 31, 32, 63, 64, 96, 127)]
-    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.0001, 0.0001])
+@pytest.mark.parametrize("when", [["--log-every", "2"], ["--save-every", "0"], []])
+def test_a_loss_that_explodes_stops_the_run_at_the_next_look(images, capsys, when):
+    flags = on(images, "--out", "run", "--lr", "1e30", "--quantum", "none", *when)
+    assert "the loss is no longer finite in epoch 1: lower --lr" in refused(capsys, *flags)
+    state = load_checkpoint(Path("run"))
+    assert all(w.isfinite().all() for w in state["model"].values())

@@ -1,0 +1,224 @@
+"""RevNet-56 and small relatives, assembled from the blocks of ``invertible``.
+
+Gomez, Ren, Urtasun, Grosse, *The Reversible Residual Network* (2017), sections 3.1 and 3.2,
+https://arxiv.org/abs/1707.04585. Residuals are preactivated bottlenecks, as in the authors' code,
+where the network that the i-RevNet paper calls RevNet-56 is ``revnet-54``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from invertible import (
+    AdditiveCoupling,
+    InvertibleModule,
+    InvertibleSequential,
+    Merge,
+    Quantize,
+    Split,
+    Swap,
+)
+from irevnet import Bottleneck, check_images
+from resnet import check_settings, initialise, stem
+
+
+class RevNet(nn.Module):
+    r"""A classifier of reversible units, with a stored one wherever the stride or width changes.
+
+    .. math:: y_1 = x_1 + F x_2, \qquad y_2 = x_2 + G y_1
+
+    is a unit (equation 6 of the paper) on the two halves of the channels, :math:`F` and :math:`G`
+    bottlenecks. The first unit of each stage maps the halves by 1x1 convolutions before it adds:
+    it cannot be inverted, and its activations are stored.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        blocks: Number of units of each stage, at least 1, with the stored one.
+        strides: 1 or 2 for each stage: that of its first unit.
+        widths: Channels of both halves in each stage, even.
+        stem_width: Channels in front of the first stage, even.
+        downsampling: 4 for ImageNet's stem, a 7x7 convolution and max-pooling, both of stride 2;
+            1 for a 3x3 convolution.
+        checkpoint: Whether training rebuilds the activations of reversible units instead of
+            storing them.
+        quantum: The grid of the states in reversible units, a power of two: training without
+            stored activations then has the very gradients of ordinary training. None computes
+            in floating point.
+
+    Shape:
+        - Input: :math:`(N, C, H, W)` with sides that are multiples of ``stride``, the product
+          of ``downsampling`` and all ``strides``.
+        - Output: :math:`(N, K)` logits; of :meth:`features`, :math:`(N, w, H/s, W/s)` with the
+          last width :math:`w` and ``stride`` :math:`s`.
+
+    Raises:
+        ValueError: If the settings do not fit together; when called, on images of another
+            shape or type, or if a state leaves the range in which sums are exact.
+
+    Example:
+        >>> network = revnet_digits()
+        >>> network(torch.rand(4, 1, 16, 16)).shape
+        torch.Size([4, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        blocks: Sequence[int],
+        strides: Sequence[int],
+        widths: Sequence[int],
+        stem_width: int,
+        downsampling: int,
+        checkpoint: bool = True,
+        quantum: float | None = 2**-16,
+    ) -> None:
+        super().__init__()
+        check_settings("RevNet", num_classes, in_channels, blocks, strides, widths)
+        if any(width % 2 for width in (stem_width, *widths)):
+            raise ValueError(f"RevNet takes even widths, got {stem_width=} and {widths=}.")
+        self.in_channels = in_channels
+        self.stride = downsampling * prod(strides)
+        self.stem = nn.Sequential(*stem(in_channels, stem_width, downsampling).values())
+        self.stored, self.reversible = nn.ModuleList(), nn.ModuleList()
+        channels = stem_width
+        for count, stride, width in zip(blocks, strides, widths, strict=True):
+            first = len(self.stored) == 0
+            self.stored.append(StoredUnit(channels, width, stride, first=first))
+            self.reversible.append(
+                InvertibleSequential(
+                    *([] if quantum is None else [Quantize(quantum)]),
+                    Split(),
+                    *(layer for _ in range(count - 1) for layer in _unit(width, quantum)),
+                    Merge(),
+                    checkpoint=checkpoint,
+                )
+            )
+            channels = width
+        self.norm = nn.BatchNorm2d(channels)
+        self.classifier = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The state behind the last unit, its halves merged."""
+        check_images("RevNet", x, self.in_channels, self.stride)
+        dtype = x.dtype  # that of all states: autocast is for the functions between them
+        x = self.stem(x)
+        for stored, reversible in zip(self.stored, self.reversible, strict=True):
+            x = reversible(stored(x).to(dtype))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def classify(self, phi: Tensor) -> Tensor:
+        """The logits of what :meth:`features` returned."""
+        return self.classifier(self.norm(phi).relu().mean((2, 3)))
+
+    def each_block(self, x: Tensor) -> Iterator[Tensor]:
+        """The state behind each unit in turn, its halves merged; the last is the features.
+
+        Without grad only the latest is held.
+        """
+        check_images("RevNet", x, self.in_channels, self.stride)
+        dtype = x.dtype
+        x = self.stem(x)
+        for stored, reversible in zip(self.stored, self.reversible, strict=True):
+            x = stored(x).to(dtype)
+            swaps = 0
+            for layer in reversible:
+                x = layer(x)
+                swaps += isinstance(layer, Swap)  # two in a unit
+                if isinstance(layer, Split | Swap) and swaps % 2 == 0:
+                    yield torch.cat(x, 1)
+
+
+class StoredUnit(nn.Module):
+    """The first unit of a stage, which changes the stride or the width.
+
+    Args:
+        in_channels: Channels of both halves of the input, even.
+        out_channels: Channels of both halves of the output, even.
+        stride: Of the unit.
+        first: Whether the stem's ReLU stands before it, so that it needs none of its own.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, first: bool) -> None:
+        super().__init__()
+        channels, width = in_channels // 2, out_channels // 2
+        self.f = Bottleneck(channels, width, stride=stride, first=first)
+        self.g = Bottleneck(width, width, stride=1, first=False)
+        self.project1 = _project(channels, width, stride)
+        self.project2 = _project(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, 1)
+        y1 = self.project1(x1) + self.f(x2)
+        return torch.cat((y1, self.project2(x2) + self.g(y1)), 1)
+
+
+def _project(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+def _unit(width: int, quantum: float | None) -> list[InvertibleModule]:
+    """Equation 6 of the paper, on the pair of halves."""
+    f, g = (Bottleneck(width // 2, width // 2, stride=1, first=False) for _ in range(2))
+    couplings = (AdditiveCoupling(part, quantum=quantum) for part in (f, g))
+    return [layer for coupling in couplings for layer in (coupling, Swap())]
+
+
+def revnet56(num_classes: int = 1000, **overrides: Any) -> RevNet:
+    """RevNet-56 for ImageNet: 27,553,128 parameters.
+
+    Args:
+        num_classes: Number of logits.
+        **overrides: Settings of :class:`RevNet` to change, as for all presets.
+    """
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(2, 2, 3, 2),
+        strides=(1, 2, 2, 2),
+        widths=(512, 1024, 2048, 3328),
+        stem_width=128,
+        downsampling=4,
+    )
+
+
+def revnet_cifar10(num_classes: int = 10, **overrides: Any) -> RevNet:
+    """About as large as the small i-RevNet for 32x32 images: 1,034,202 parameters."""
+    return _preset(
+        num_classes,
+        overrides,
+        blocks=(3, 3, 3, 3),
+        strides=(2, 2, 2, 2),
+        widths=(64, 128, 256, 704),
+        stem_width=16,
+        downsampling=1,
+    )
+
+
+def revnet_digits(num_classes: int = 10, **overrides: Any) -> RevNet:
+    """About as large as the i-RevNet for grey 16x16 images: 539,642 parameters."""
+    return _preset(
+        num_classes,
+        overrides,
+        in_channels=1,
+        blocks=(3, 3, 3),
+        strides=(2, 2, 2),
+        widths=(64, 192, 512),
+        stem_width=16,
+        downsampling=1,
+    )
+
+
+def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> RevNet:
+    return RevNet(num_classes, **settings | dict(overrides))

@@ -1,0 +1,24 @@
+"""Small images to try things on."""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+
+def noise(width, height, mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def in_png(image):
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def rows(numbers):
+    """A column of a parquet file: images of noise of these seeds."""
+    return [
+        {"bytes": in_png(noise(6, 5, seed=number)), "path": f"{number}.png"} for number in numbers
+    ]

@@ -1,0 +1,173 @@
+from dataclasses import replace
+from itertools import islice
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from archives import pack, write
+from pictures import noise, rows
+
+from batches import Normalise, Share, load_data, load_plain
+from image_files import centre_crop
+from runs import RunError
+from settings import RECIPES
+
+CPU = torch.device("cpu")
+SHIFTED = replace(RECIPES["cifar10"], image_size=8, padding=2, batch_size=4, workers=0)
+CROPPED = replace(SHIFTED, augmentation="resized-crop")
+
+
+def digits(_):
+    return replace(RECIPES["digits"], batch_size=64)
+
+
+def folder(root):
+    for number in range(14):
+        path = root / f"images/{'val' if number % 3 else 'train'}/{number % 2}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise(10, 12, seed=number).save(path)
+    return replace(CROPPED, data=str(root / "images"))
+
+
+def folder_in_memory(root):
+    return replace(folder(root), augmentation="shift")
+
+
+def folder_with_jitter(root):
+    return replace(folder(root), jitter=(0.8, 0.5, 0.5, 0.2))
+
+
+def parquet(root):
+    (root / "shards").mkdir()
+    for part, numbers in (("train", range(9)), ("test", range(9, 15))):
+        columns = {"image": rows(numbers), "label": [number % 2 for number in numbers]}
+        pq.write_table(pa.table(columns), root / f"shards/{part}.parquet")
+    return replace(CROPPED, data=str(root / "shards"))
+
+
+def archive(root):
+    path = pack(write(root / "cifar-10-batches-py"))
+    return replace(SHIFTED, data=str(path), image_size=32, jitter=(0.8, 0.5, 0.5, 0.2))
+
+
+@pytest.fixture(params=[digits, folder, folder_in_memory, folder_with_jitter, parquet, archive])
+def config(request, tmp_path, monkeypatch):
+    """The settings of a run on each kind of data."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    settings = request.param(tmp_path)
+    if settings.data and "images" in settings.data:
+        return replace(settings, batch_size=2)
+    return settings
+
+
+def epoch(config, number=0, start=0, share=None):
+    return list(load_data(config, CPU, share or Share()).train.epoch(number, start))
+
+
+def same(first, second):
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def test_an_epoch_can_be_entered_at_any_step_in_another_run(config):
+    whole = epoch(config, 3)
+    assert len(whole) == len(load_data(config, CPU).train) > 1
+    for start in (1, len(whole)):
+        assert same(epoch(config, 3, start), whole[start:])
+
+
+def test_epochs_and_seeds_differ(config):
+    assert same(epoch(config, 1), epoch(config, 1))
+    assert not same(epoch(config, 1), epoch(config, 2))
+    assert not same(epoch(config, 1), epoch(replace(config, seed=7), 1))
+
+
+def test_processes_together_train_on_what_one_alone_does(config):
+    parts = zip(*(epoch(config, 2, share=Share(rank, 2)) for rank in range(2)), strict=True)
+    joined = [[torch.cat(pieces) for pieces in zip(*batches, strict=True)] for batches in parts]
+    assert same(joined, epoch(config, 2))
+
+
+def test_processes_together_test_every_image_once(config):
+    tests = [load_data(config, CPU, Share(rank, 2)).test for rank in range(2)]
+    parts = zip(*(test.epoch() for test in tests), strict=True)
+    joined = [[torch.cat(pieces) for pieces in zip(*batches, strict=True)] for batches in parts]
+    assert same(joined, load_plain(config, CPU, "test").epoch())
+    assert sum(len(labels) for _, labels in joined) == tests[0].images == tests[1].images
+
+
+def test_torchs_own_generator_stays_where_it_was(config):
+    before = torch.get_rng_state()
+    epoch(config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_plain_images_are_those_of_training_in_order_as_they_are(config):
+    plain = load_plain(config, CPU, "train")
+    labels = torch.cat([labels for _, labels in plain.epoch()])
+    assert len(labels) == plain.images == load_data(config, CPU).train.images
+    changed = replace(config, seed=5, jitter=(0, 0, 0, 0), flip=False, padding=0)
+    assert same(plain.epoch(0), load_plain(changed, CPU, "train").epoch(3))
+    for images, _ in islice(plain.epoch(), 2):
+        assert images.shape[1:] == (len(config.mean), config.image_size, config.image_size)
+        assert images.dtype == torch.uint8
+
+
+def test_plain_images_in_memory_are_the_files_own_pixels(tmp_path):
+    config = archive(tmp_path)
+    [(images, _)] = islice(load_plain(config, CPU, "test").epoch(), 1)
+    planes = np.random.default_rng(5).integers(0, 256, (2, 3, 32, 32), np.uint8)
+    assert torch.equal(images, torch.from_numpy(planes))
+
+
+def test_test_images_are_resized_as_224_to_256_before_they_are_cropped(tmp_path):
+    config = replace(folder(tmp_path), image_size=14)
+    images, _ = next(load_plain(config, CPU, "test").epoch())
+    first = centre_crop(noise(10, 12, seed=10), 14, resize=16)  # of those with an even number
+    assert torch.equal(images[0].permute(1, 2, 0), torch.from_numpy(np.array(first)))
+
+
+def test_colours_are_changed_in_training_alone(tmp_path):
+    config = folder_with_jitter(tmp_path)
+    without = replace(config, jitter=(0, 0, 0, 0))
+    assert not same(epoch(config), epoch(without))
+    assert same(*(load_data(each, CPU).test.epoch() for each in (config, without)))
+
+
+def test_the_kind_of_data_and_its_size_are_described(tmp_path):
+    data = load_data(parquet(tmp_path), CPU)
+    assert data.description.endswith("shards: 9 images of 2 classes, tested on 6")
+    assert data.classes == 2
+
+
+def test_more_images_a_batch_than_there_are_is_refused(tmp_path):
+    with pytest.raises(RunError, match="--batch-size 50 is above the 9 training images"):
+        load_data(replace(parquet(tmp_path), batch_size=50), CPU)
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused(tmp_path):
+    with pytest.raises(RunError, match="--batch-size must be a multiple of the 3 processes, got 4"):
+        load_data(parquet(tmp_path), CPU, Share(0, 3))
+
+
+def test_data_that_is_not_there_is_refused_with_what_there_may_be():
+    with pytest.raises(RunError, match=r"there is no nowhere: --data takes .*val/<class>.*parquet"):
+        load_data(replace(SHIFTED, data="nowhere"), CPU)
+
+
+def test_a_preset_for_photographs_needs_data():
+    with pytest.raises(
+        RunError, match="--preset cifar10 trains on images of your own: give --data"
+    ):
+        load_data(SHIFTED, CPU)
+
+
+def test_normalising_can_be_undone():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), CPU)
+    x = normalise(pixels)
+    assert x[0, 1, 15, 15] == pytest.approx((1 - 0.2) / 0.6)
+    assert torch.equal((normalise.undo(x) * 255).round().byte(), pixels)

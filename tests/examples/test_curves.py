@@ -1,0 +1,79 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from curves import accuracies, draw_curves, main, smoothed_losses
+
+
+def write_run(folder, losses, preset="digits"):
+    """A run of these losses, tested behind every 150th step."""
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps({"preset": preset}))
+    lines = []
+    for first in range(0, len(losses), 50):
+        batch = losses[first : first + 50]
+        lines.append({"iteration": first + len(batch), "losses": list(batch)})
+        if (first + 50) % 150 == 0:
+            lines.append({"iteration": first + 50, "test_accuracy": 0.5})
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def records(losses):
+    return [{"losses": losses[:70]}, {"epoch": 1}, {"losses": losses[70:]}]
+
+
+def test_the_loss_is_a_moving_average_over_100_steps():
+    losses = np.random.default_rng(0).random(250).tolist()
+    steps, means = smoothed_losses(records(losses))
+    assert (steps[0], steps[-1], len(steps)) == (100, 250, 151)
+    assert means[0] == pytest.approx(np.mean(losses[:100]))
+    assert means[-1] == pytest.approx(np.mean(losses[-100:]))
+
+
+def test_a_short_run_has_one_mean():
+    steps, means = smoothed_losses(records([1.0, 2.0, 3.0]))
+    assert (list(steps), list(means)) == ([3], [2.0])
+
+
+def test_a_run_without_steps_has_no_curve():
+    steps, means = smoothed_losses([])
+    assert len(steps) == len(means) == 0
+
+
+def test_accuracies_stand_at_their_steps():
+    tests = [{"iteration": 3, "test_accuracy": 0.5}, {"losses": [1.0]}]
+    assert accuracies(tests) == ([3], [50.0])
+
+
+def test_runs_are_drawn_over_one_another(tmp_path, capsys):
+    one, two = write_run(tmp_path / "1", [2.0] * 300), write_run(tmp_path / "2", [1.0] * 300)
+    pictures = {}
+    for name, folders in (("one", [one]), ("both", [one, two])):
+        path = tmp_path / f"{name}.png"
+        assert main([*map(str, folders), "--out", str(path)]) == 0
+        assert f"Drawn: {path}" in capsys.readouterr().out
+        pictures[name] = np.array(Image.open(path).convert("RGB")).reshape(-1, 3)
+    orange = [255, 127, 14]
+    assert (pictures["both"] == orange).all(1).any()
+    assert not (pictures["one"] == orange).all(1).any()
+
+
+def test_a_run_without_settings_is_drawn(tmp_path):
+    run = write_run(tmp_path / "run", [1.0])
+    (run / "settings.json").unlink()
+    draw_curves([run], tmp_path / "curves.pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_folder_without_a_log_is_named(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    assert "error: cannot read " in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [1.0])
+    assert main([str(run), "--out", str(tmp_path / "no/curves.png")]) == 1
+    assert "error: cannot write " in capsys.readouterr().err

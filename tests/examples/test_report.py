@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from batches import Normalise
+from report import SHOWN, decode, draw, draw_rows, measure, table
+
+CPU = torch.device("cpu")
+NORMALISE = Normalise([0.5], [0.25], CPU)
+
+
+class Off(nn.Module):
+    """Decodes the i-th image of a batch times the i-th factor; it is told by its first pixel."""
+
+    def __init__(self, *factors):
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor(factors))
+
+    def features(self, x):
+        return x
+
+    def inverse(self, phi):
+        return phi * self.factors[: len(phi), None, None, None]
+
+    def as_read(self, x):
+        return x
+
+    def classify(self, phi):
+        return -(phi[:, 0, 0, :1] * 255 - torch.arange(10)).abs()
+
+
+class Numbered:
+    """Grey images all of whose pixels are their label, 0 to 9."""
+
+    images = 20
+
+    def epoch(self):
+        for labels in torch.arange(20).remainder(10).split(8):
+            yield labels.byte()[:, None, None, None].expand(-1, 1, 2, 2), labels
+
+
+def of(*factors, images=None):
+    x = torch.randn(len(factors), 1, 2, 2) if images is None else images
+    return decode(Off(*factors), [x], len(x), NORMALISE)
+
+
+def test_errors_are_relative_to_each_image():
+    decoded = of(1.0, 1.5, 1.25)
+    assert decoded.relative_error == pytest.approx(0.25)
+    assert decoded.worst_error == pytest.approx(0.5)
+
+
+def test_pixels_are_compared_with_white_being_1():
+    x = torch.tensor([1.0, 2.0, -1.0, 0.0]).reshape(1, 1, 2, 2)
+    assert of(2.0, images=x).worst_pixel == pytest.approx(2 * 0.25)
+
+
+def test_images_in_every_bit_are_counted():
+    assert of(1.0, 1.0 + 2**-20, 1.0).bit_for_bit == 2
+
+
+def test_the_worst_image_is_kept_whichever_batch_it_is_in():
+    batches = torch.randn(9, 1, 2, 2).split(3)
+    model = Off(1.0, 1.0, 1.0)
+    factors = iter([(1.0, 1.1, 1.0), (1.0, 1.0, 3.0), (1.2, 1.0, 1.0)])
+
+    def with_factors():
+        for batch in batches:
+            model.factors.data = torch.tensor(next(factors))
+            yield batch
+
+    decoded = decode(model, with_factors(), 9, NORMALISE)
+    original, image = decoded.worst
+    torch.testing.assert_close(original, NORMALISE.undo(batches[1][2]))
+    torch.testing.assert_close(image, NORMALISE.undo(3 * batches[1][2]))
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_what_is_not_finite_is_infinitely_wrong(factor):
+    decoded = of(1.0, factor)
+    assert decoded.relative_error == decoded.worst_error == decoded.worst_pixel == math.inf
+
+
+def test_an_image_of_zeros_can_come_back_right():
+    assert of(1.0, images=torch.zeros(1, 1, 2, 2)).relative_error == 0
+
+
+def test_the_images_that_are_shown_are_spread_over_all_batches():
+    x = torch.arange(30.0).reshape(30, 1, 1, 1).expand(-1, 1, 2, 2)
+    decoded = decode(Off(*[1.0] * 7), x.split(7), 30, NORMALISE)
+    shown = (decoded.originals - 0.5) / 0.25
+    assert shown[:, 0, 0, 0].tolist() == [30 * i // SHOWN for i in range(SHOWN)]
+
+
+def test_fewer_images_than_are_shown_are_all_shown():
+    assert len(of(1.0, 1.0, 1.0).originals) == 3
+
+
+def test_it_computes_in_the_dtype_of_the_weights():
+    class Convolving(Off):
+        def features(self, x):
+            return nn.functional.conv2d(x, self.factors.view(1, 1, 1, 1))
+
+    model = Convolving(1.0).double()
+    decoded = decode(model, [torch.randn(1, 1, 2, 2)], 1, NORMALISE)
+    assert decoded.originals.dtype == torch.float64
+
+
+def test_the_classes_found_are_compared_with_the_labels():
+    class Below5(Off):
+        def classify(self, phi):
+            return super().classify(phi)[:, :5]
+
+    report = measure(Below5(*[1.0] * 8), Numbered(), Normalise([0.0], [1.0], CPU))
+    assert report.accuracy == 0.5
+    assert report.decoded.bit_for_bit == 20
+
+
+def test_the_picture_is_a_grid_with_a_title_above_each_row():
+    figure = Figure()
+    draw_rows(figure, {"above": torch.rand(3, 3, 4, 4), "below": torch.rand(2, 1, 4, 4)})
+    assert len(figure.axes) == 6
+    assert [figure.axes[i].get_title("left") for i in (0, 3)] == ["above", "below"]
+    assert [len(place.images) for place in figure.axes] == [1, 1, 1, 1, 1, 0]
+
+
+def test_a_report_is_drawn_and_written_down(tmp_path):
+    report = measure(Off(*[1.0] * 8), Numbered(), Normalise([0.0], [1.0], CPU))
+    draw(report, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 0
+    assert list(table(report).columns[1].cells) == ["100.00%", "0.0e+00", "0.0e+00", "20 of 20"]

@@ -1,0 +1,165 @@
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from runs import (
+    RunError,
+    RunFolder,
+    folder_to_resume,
+    load_checkpoint,
+    new_folder,
+    read_log,
+    save_checkpoint,
+    writing,
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def folder(name="run"):
+    return RunFolder(new_folder(Path(name)))
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.fixture
+def files_of_4_kib():
+    """No file can get larger, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_new_folders_have_the_next_free_number():
+    assert [str(new_folder(None)) for _ in range(2)] == ["runs/irevnet/1", "runs/irevnet/2"]
+
+
+def test_the_latest_run_with_a_checkpoint_is_resumed():
+    for number in ("2", "10", "11", "best"):
+        Path("runs/irevnet", number).mkdir(parents=True)
+    for number in ("2", "10", "best"):
+        save_checkpoint(Path("runs/irevnet", number), {})
+    assert folder_to_resume(None) == Path("runs/irevnet/10")
+
+
+@pytest.mark.usefixtures("files_of_4_kib")
+def test_a_full_disk_leaves_the_checkpoint_before():
+    path = new_folder(Path("run"))
+    save_checkpoint(path, {"weights": torch.ones(3)})
+    with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: \[Errno 27\].*untouched"):
+        save_checkpoint(path, {"weights": torch.randn(10_000)})
+    assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
+    assert names(path) == ["checkpoint.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named_when_the_log_is_written():
+    run = folder()
+    (run.path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"cannot write run/log.jsonl: .*No space left on device"):
+        run.log({"epoch": 1})
+
+
+def test_a_failed_write_leaves_the_checkpoint_before(monkeypatch):
+    path = new_folder(Path("run"))
+    save_checkpoint(path, {"step": 1})
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: .*Input/output error"):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path) == {"step": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    Path("file").touch()
+    with pytest.raises(RunError, match="cannot write file/run: "):
+        new_folder(Path("file/run"))
+    with pytest.raises(RunError, match="cannot write here: "), writing(Path("here")):
+        raise OSError
+
+
+def test_a_damaged_checkpoint_names_the_remedy():
+    run = folder()
+    (run.path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"cannot read run/checkpoint.pt: .* start again without"):
+        run.resume()
+
+
+def test_a_checkpoint_of_something_else_is_refused():
+    run = folder()
+    save_checkpoint(run.path, {"state_dict": {}})
+    with pytest.raises(RunError, match=r"run/checkpoint.pt is not of a run of this version"):
+        run.resume()
+
+
+def test_a_checkpoint_cannot_run_code():
+    run = folder()
+    torch.save({"log_lines": 0, "code": os.system}, run.path / "checkpoint.pt")
+    with pytest.raises(RunError, match="cannot read"):
+        run.resume()
+
+
+def test_lines_of_the_log_behind_the_checkpoint_are_dropped():
+    run = folder()
+    for step in (1, 2):
+        run.log({"iteration": step})
+    run.save({"step": 2})
+    run.log({"iteration": 3})
+    again = RunFolder(run.path)
+    assert again.resume()["step"] == 2
+    assert read_log(run.path) == [{"iteration": 1}, {"iteration": 2}]
+    again.log({"iteration": 3})
+    again.save({})
+    assert load_checkpoint(run.path)["log_lines"] == 3
+
+
+def test_a_log_that_cannot_be_read_is_named():
+    with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
+        read_log(Path("run"))
+    (folder().path / "log.jsonl").write_text("{")
+    with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
+        read_log(Path("run"))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_checkpoint_stays_when_others_follow(monkeypatch, links):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    run = folder()
+    for step in (1, 2, 3, 4):
+        run.save({"step": step})
+        if step in (1, 3):
+            run.keep_as_best()
+    best = torch.load("run/best.pt", weights_only=True)
+    assert (best["step"], load_checkpoint(run.path)["step"]) == (3, 4)
+    assert names(run.path) == ["best.pt", "checkpoint.pt"]
+
+
+def test_only_one_process_of_a_run_writes():
+    run = RunFolder.new(Path("run"), writes=False)
+    run.write_settings({})
+    run.log({})
+    run.save({})
+    run.keep_as_best()
+    assert not Path("run").exists()
+
+
+def test_the_settings_can_be_read():
+    folder().write_settings({"lr": 0.1, "mean": (0.5,)})
+    assert json.loads(Path("run/settings.json").read_text()) == {"lr": 0.1, "mean": [0.5]}

@@ -1,0 +1,240 @@
+"""Networks in files: ours, converted ones and those of the released code."""
+
+import json
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import weights
+from irevnet import irevnet_b_released, irevnet_cifar10, released_names
+from runs import RunError
+from settings import RECIPES
+from training import build_model
+from weights import Network, load_network, save_weights
+
+CPU = torch.device("cpu")
+DIGITS = replace(RECIPES["digits"], blocks=(1, 2, 1))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = build_model(DIGITS, classes=10)
+    model(torch.randn(4, 1, 16, 16))  # statistics of its own
+    return model.eval()
+
+
+@pytest.fixture
+def network(model):
+    return Network(model, DIGITS, 10, "made up")
+
+
+@pytest.fixture
+def checkpoint(model):
+    return {
+        "config": DIGITS.as_dict(),
+        "classes": 10,
+        "epoch": 3,
+        "step": 0,
+        "model": model.state_dict(),
+        "rng": [{"cpu": torch.get_rng_state(), "cuda": None}],
+    }
+
+
+def assert_equal(model, other):
+    state, other_state = model.state_dict(), other.state_dict()
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(state[key], other_state[key]) for key in state)
+    x = torch.randn(2, 1, 16, 16)
+    assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize("place", ["", "checkpoint.pt", "best.pt"])
+def test_a_run_is_loaded_from_its_folder_or_a_checkpoint_in_it(tmp_path, checkpoint, model, place):
+    torch.save(checkpoint, tmp_path / (place or "checkpoint.pt"))
+    found = load_network(tmp_path / place, CPU)
+    assert_equal(found.model, model)
+    assert not found.model.training
+    assert found.config == DIGITS
+    assert found.classes == 10
+    assert found.origin.endswith(f"{place or 'checkpoint.pt'}: digits, epochs trained: 3")
+
+
+def test_the_latest_run_is_loaded_by_default(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, epoch in (("9", 1), ("10", 2), ("latest", 3)):
+        folder = Path("runs/irevnet") / number
+        folder.mkdir(parents=True)
+        torch.save(checkpoint | {"epoch": epoch}, folder / "checkpoint.pt")
+    assert (
+        load_network(None, CPU).origin == "runs/irevnet/10/checkpoint.pt: digits, epochs trained: 2"
+    )
+
+
+def test_without_a_run_there_is_no_latest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="no run under runs/irevnet: train one, or give --weights"):
+        load_network(None, CPU)
+
+
+def test_what_is_saved_is_loaded(tmp_path, network):
+    save_weights(tmp_path / "new" / "it.safetensors", network)
+    found = load_network(tmp_path / "new" / "it.safetensors", CPU)
+    assert_equal(found.model, network.model)
+    assert replace(found, model=network.model) == network
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["it.safetensors"]
+
+
+def test_the_metadata_say_which_network_it_is(tmp_path, network):
+    path = tmp_path / "it.safetensors"
+    save_weights(path, network)
+    with weights.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert {key: metadata[key] for key in ("preset", "classes", "origin")} == {
+        "preset": "digits",
+        "classes": "10",
+        "origin": "made up",
+    }
+    assert json.loads(metadata["settings"])["blocks"] == [1, 2, 1]
+
+
+def test_tensors_that_share_memory_are_saved_one_by_one(tmp_path, network):
+    network.model.norm.bias = network.model.norm.weight
+    save_weights(tmp_path / "tied.safetensors", network)
+    assert_equal(load_network(tmp_path / "tied.safetensors", CPU).model, network.model)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, network, monkeypatch):
+    path = tmp_path / "it.safetensors"
+    save_weights(path, network)
+    before = path.read_bytes()
+
+    def fail(_, filename, __):
+        Path(filename).write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(weights, "save_file", fail)
+    with pytest.raises(RunError, match=r"cannot write .*it.safetensors: disk full"):
+        save_weights(path, network)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
+
+
+def released_checkpoint(model, **more):
+    """As the released code saves it, behind ``DataParallel``."""
+    state = model.state_dict()
+    names = released_names(model)
+    published = OrderedDict((f"module.{key}", state[name]) for key, name in names.items())
+    return {
+        "epoch": 110,
+        "arch": "iRevNet",
+        "state_dict": OrderedDict(
+            (k, v) for k, v in published.items() if not k.endswith("num_batches_tracked")
+        ),
+        "best_prec1": torch.tensor(74.018),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+    } | more
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    torch.manual_seed(0)
+    return irevnet_cifar10(quantum=None).eval()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_released_weights_are_loaded_in_the_format_of_their_time_too(tmp_path, cifar10, zipped):
+    path = tmp_path / "cifar.pth.tar"
+    torch.save(released_checkpoint(cifar10), path, _use_new_zipfile_serialization=zipped)
+    found = load_network(path, CPU)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.model(x), cifar10(x))
+    assert found.config == replace(RECIPES["cifar10"], quantum=None)
+    assert (found.classes, found.origin) == (10, f"{path}: cifar10 of the released code")
+
+
+@pytest.mark.parametrize("number", [np.float64(74.018), np.float32(74), np.int64(74)])
+def test_a_number_of_numpy_in_a_checkpoint_does_no_harm(tmp_path, cifar10, number):
+    path = tmp_path / "cifar.pth.tar"
+    checkpoint = released_checkpoint(cifar10, best_prec1=number)
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
+    assert load_network(path, CPU).classes == 10
+
+
+def test_a_number_of_an_old_numpy_is_read():
+    scalar, *_ = weights._numpy_scalars()
+    assert f"{scalar.__module__}.{scalar.__qualname__}" == "numpy.core.multiarray.scalar"
+    value = np.float64(74.018)
+    assert scalar(value.dtype, value.tobytes()) == value
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("the trap has sprung",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_not_run(tmp_path, checkpoint, capsys, zipped):
+    torch.save(
+        checkpoint | {"trap": Trap()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(RunError, match=r"cannot read .*x.pt: Weights only load failed"):
+        load_network(tmp_path / "x.pt", CPU)
+    assert "sprung" not in capsys.readouterr().out
+
+
+def test_the_published_network_is_known_by_its_shapes():
+    with torch.device("meta"):
+        model = irevnet_b_released()
+    own = model.state_dict()
+    state = {key: own[name] for key, name in released_names(model).items()}
+    distances = {name: weights._distance(name, 1000, state) for name in weights.RELEASED}
+    assert distances.pop("b-released") == 0
+    assert min(distances.values()) > 100
+
+
+def test_weights_that_do_not_fit_are_refused_with_their_names(tmp_path, checkpoint, cifar10):
+    checkpoint["model"]["strange"] = checkpoint["model"].pop("classifier.bias")
+    torch.save(checkpoint, tmp_path / "ours.pt")
+    with pytest.raises(RunError, match=r"classifier.bias missing; strange unexpected"):
+        load_network(tmp_path / "ours.pt", CPU)
+    released = released_checkpoint(cifar10)
+    del released["state_dict"]["module.bn1.weight"]
+    torch.save(released, tmp_path / "released.pt")
+    with pytest.raises(RunError, match=r"nearest to cifar10 of the released .*bn1.weight missing"):
+        load_network(tmp_path / "released.pt", CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight": torch.zeros(2)}, "no checkpoint of train_imagenet.py.* it holds weight"),
+        (torch.zeros(2), "it holds a Tensor"),
+    ],
+)
+def test_other_checkpoints_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(RunError, match=message):
+        load_network(tmp_path / "x.pt", CPU)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path, checkpoint):
+    for name in ("bad.pt", "bad.safetensors"):
+        (tmp_path / name).write_bytes(b"nonsense")
+        with pytest.raises(RunError, match=f"cannot read .*{name}"):
+            load_network(tmp_path / name, CPU)
+    with pytest.raises(RunError, match=r"there is no .*none.pt: weights are in a run's folder"):
+        load_network(tmp_path / "none.pt", CPU)
+    save_file({"x": torch.zeros(1)}, tmp_path / "bare.safetensors")
+    with pytest.raises(RunError, match=r"bare.safetensors does not say .* with convert.py"):
+        load_network(tmp_path / "bare.safetensors", CPU)
+    checkpoint["config"]["colour"] = "blue"
+    torch.save(checkpoint, tmp_path / "later.pt")
+    with pytest.raises(RunError, match=r"settings of another version: .*colour"):
+        load_network(tmp_path / "later.pt", CPU)
