@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import images, open_network
+from invert import Noise, in_mode, main
+from presets import PRESETS
+from runs import RunError
+from settings import RECIPES
+from weights import Network, save_weights
+
+CPU = torch.device("cpu")
+FLAGS = ["--limit", "40", "--noises", "30", "--float64-limit", "20", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def found(digits_run, tmp_path_factory):
+    """What the script writes about the tiny network, and the folder."""
+    out = tmp_path_factory.mktemp("invert")
+    assert main(["--weights", str(digits_run), "--out", str(out), *FLAGS]) == 0
+    return json.loads((out / "invert.json").read_text()), out
+
+
+def noise(**changes):
+    settings = {"images": 10, "shape": (1, 8, 8), "batch_size": 4, "seed": 0, "device": CPU}
+    return Noise(**settings | changes)
+
+
+def pixels(source):
+    return torch.cat([batch for batch, _ in source.epoch()])
+
+
+def test_noise_is_the_same_each_time_and_another_for_another_seed():
+    assert torch.equal(pixels(noise()), pixels(noise()))
+    assert not torch.equal(pixels(noise()), pixels(noise(seed=1)))
+
+
+def test_noise_is_uniform():
+    found = pixels(noise(images=400, batch_size=64))
+    assert found.shape == (400, 1, 8, 8)
+    assert found.dtype == torch.uint8
+    counts = np.bincount(found.flatten(), minlength=256)
+    # 100 of each value are expected: six deviations to either side.
+    assert counts.min() > 40
+    assert counts.max() < 160
+
+
+def test_noise_goes_on_from_any_step():
+    later = torch.cat([batch for batch, _ in noise().epoch(start=1)])
+    assert torch.equal(later, pixels(noise())[4:])
+
+
+def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
+    results, _ = found
+    for name, count in {"test images": 40, "noises": 30}.items():
+        assert results[name]["exact"]["images"] == count
+        assert results[name]["exact"]["bit_for_bit"] == count
+
+
+def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, digits_run):
+    results, _ = found
+    trained = open_network(digits_run, CPU)
+    x, _ = images(trained, None, "test", CPU, 40).together()
+    rounding = x - (x * 2**16).round() / 2**16
+    errors = rounding.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    measured = results["test images"]["exact"]
+    assert measured["relative_error"] == pytest.approx(errors.mean().item(), rel=1e-3)
+    assert measured["worst_error"] == pytest.approx(errors.max().item(), rel=1e-3)
+
+
+def test_float64_is_far_more_precise_than_float32(found):
+    results, _ = found
+    for name in ("test images", "noises"):
+        single, double = results[name]["float32"], results[name]["float64"]
+        assert 0 < double["worst_error"] < 1e-12 < single["relative_error"] < 1e-4
+        assert single["relative_error"] <= single["worst_error"]
+
+
+def test_float64_decodes_no_more_than_it_is_allowed(found):
+    results, _ = found
+    assert results["test images"]["float64"]["images"] == 20
+    assert results["noises"]["float64"]["images"] == 20
+
+
+def test_the_results_are_a_figure_and_numbers_that_say_their_origin(found, digits_run):
+    results, out = found
+    assert {path.name for path in out.iterdir()} == {"invert.png", "invert.pdf", "invert.json"}
+    assert results["settings"]["noises"] == 30
+    assert str(digits_run) in results["weights"]
+
+
+def test_the_exact_mode_takes_the_grid_of_the_training(digits_run):
+    trained = open_network(digits_run, CPU)
+    assert in_mode(trained, "exact").body.quantum == 2**-16
+    assert in_mode(trained, "float32").body.quantum is None
+
+
+def test_one_mode_alone_can_be_asked_for(digits_run, tmp_path, capsys):
+    flags = ["--weights", str(digits_run), "--out", str(tmp_path), *FLAGS, "--modes", "float32"]
+    assert main(flags) == 0
+    assert "exact" not in capsys.readouterr().out
+    assert list(json.loads((tmp_path / "invert.json").read_text())["noises"]) == ["float32"]
+
+
+@pytest.mark.parametrize("flag", ["--noises", "--float64-limit", "--limit"])
+def test_none_to_decode_is_an_error(digits_run, tmp_path, capsys, flag):
+    assert main(["--weights", str(digits_run), "--out", str(tmp_path), flag, "0"]) == 1
+    assert f"error: {flag} must be at least 1, got 0." in capsys.readouterr().err
+
+
+def test_features_beyond_the_range_of_exact_sums_are_explained(digits_run, tmp_path, capsys):
+    trained = open_network(digits_run, CPU)
+    with torch.no_grad():
+        for weight in trained.model.body.parameters():
+            weight *= 100
+    weights = tmp_path / "large.safetensors"
+    save_weights(weights, Network(trained.model, trained.config, 10, "large weights"))
+    assert main(["--weights", str(weights), "--out", str(tmp_path), *FLAGS]) == 1
+    assert "Leave the exact mode out: --modes float32 float64" in capsys.readouterr().err
+
+
+def test_what_has_no_inverse_is_refused():
+    resnet = Network(PRESETS["resnet-digits"](10), RECIPES["resnet-digits"], 10, "untrained")
+    with pytest.raises(RunError, match="only an i-RevNet can be decoded"):
+        in_mode(resnet, "float32")

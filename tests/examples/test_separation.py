@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+import linear_svm
+import separation
+
+FEW = ["--train-limit", "300", "--test-limit", "100", "--depths", "2", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setitem(linear_svm.choose_cost.__kwdefaults__, "costs", (0.01,))
+
+
+def found(out):
+    return json.loads((out / "separation.json").read_text())["networks"]
+
+
+def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_path, capsys):
+    flags = ["--weights", str(digits_run), str(digits_run), *FEW, "--out", str(tmp_path)]
+    assert separation.main(flags) == 0
+    first, second = found(tmp_path)
+    assert first == second
+    assert [point["block"] for point in first["points"]] == [1, 3]
+    assert [point["channels"] for point in first["points"]] == [16, 256]
+    assert (first["train_images"], first["test_images"], first["blocks"]) == (300, 100, 3)
+    assert first["points"][-1]["svm"]["accuracy"] > 0.5 > 0.2 > first["chance"]
+    for ending in ("png", "pdf"):
+        assert (tmp_path / f"separation.{ending}").stat().st_size > 1000
+    assert "did not converge" not in capsys.readouterr().out
+
+
+def test_it_tells_which_machine_did_not_converge(digits_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(linear_svm.fit_svm.__kwdefaults__, "max_iterations", 1)
+    assert separation.main(["--weights", str(digits_run), *FEW, "--out", str(tmp_path)]) == 0
+    assert "digits, block 3: the SVM stopped before it converged" in capsys.readouterr().out
+    assert [point["svm"]["converged"] for point in found(tmp_path)[0]["points"]] == [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depths", "0"], "error: --depths must be at least 1, got 0."),
+        (["--train-limit", "1"], "error: --train-limit must be at least 3, got 1."),
+        (["--weights", "nowhere"], "error: there is no nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(flags, message, capsys):
+    assert separation.main(flags) == 1
+    assert message in capsys.readouterr().err

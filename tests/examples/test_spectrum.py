@@ -1,0 +1,223 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from analysis import images, in_arithmetic, open_network
+from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
+from irevnet import IRevNet
+from jacobian import Jacobian, energies, leading, matrix
+from spectrum import decoding, draw, full_spectrum, leading_spectrum, main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def trained(digits_run):
+    return open_network(digits_run, CPU)
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return in_arithmetic(trained, dtype=torch.float64, quantum=None).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def x(trained):
+    return images(trained, None, "test", CPU, 1).together()[0]
+
+
+@pytest.fixture(scope="module")
+def jacobian(model, x):
+    return Jacobian(model.features, x.double())
+
+
+@pytest.fixture(scope="module")
+def full(jacobian):
+    return matrix(jacobian)
+
+
+@pytest.fixture
+def injective():
+    torch.manual_seed(0)
+    model = IRevNet(10, blocks=(2,), strides=(1,), widths=(8,), downsampling=1, quantum=None)
+    return model.double().eval().requires_grad_(False)
+
+
+def linear_network():
+    couplings = [AdditiveCoupling(nn.Conv2d(6, 6, 3, padding=1, bias=False)) for _ in range(2)]
+    return InvertibleSequential(
+        PixelUnshuffle(2), Split(), couplings[0], Swap(), couplings[1], Merge()
+    ).double()
+
+
+def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix():
+    network = linear_network()
+    units = torch.eye(48, dtype=torch.float64)
+    with torch.no_grad():
+        explicit = network(units.view(48, 3, 4, 4)).flatten(1).T
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    found = full_spectrum(matrix(Jacobian(network, x)))
+    np.testing.assert_allclose(found.values, torch.linalg.svdvals(explicit))
+    assert found.values[0] > 1.1
+
+
+def test_the_matrix_is_the_derivative(model, x, full):
+    expected = torch.autograd.functional.jacobian(model.features, x.double())
+    torch.testing.assert_close(full, expected.view(256, 256))
+
+
+def test_products_with_the_matrix_and_its_transpose_are_those_of_the_matrix(jacobian, full, rng):
+    v = rng.standard_normal((256, 40))
+    np.testing.assert_allclose(jacobian @ v, full.numpy() @ v, atol=1e-12)
+    np.testing.assert_allclose(jacobian.T @ v, full.numpy().T @ v, atol=1e-12)
+    np.testing.assert_allclose(jacobian @ v[:, 0], full.numpy() @ v[:, 0], atol=1e-12)
+    np.testing.assert_allclose(jacobian.T @ v[:, 0], full.numpy().T @ v[:, 0], atol=1e-12)
+
+
+def test_progress_goes_through_all_columns(jacobian, full):
+    seen = []
+
+    def counting(batches):
+        for batch in batches:
+            seen.append(len(batch))
+            yield batch
+
+    assert torch.equal(matrix(jacobian, counting), full)
+    assert sum(seen) == 256
+
+
+def test_the_leading_singular_values_are_those_of_the_full_matrix(jacobian, full, rng):
+    found = leading(jacobian, 20, rng)
+    np.testing.assert_allclose(found.values, torch.linalg.svdvals(full)[:20])
+    np.testing.assert_allclose(found.vectors.T @ found.vectors, np.eye(20), atol=1e-10)
+    assert found.residuals.shape == (20,)
+    assert found.residuals.max() < 1e-10
+
+
+def test_residuals_tell_when_singular_values_are_wrong(jacobian, rng, monkeypatch):
+    def wrong(*args, **kwargs):
+        left, values, right = svds(*args, **kwargs)
+        return left, values + 0.01, right
+
+    svds = leading.__globals__["svds"]
+    monkeypatch.setitem(leading.__globals__, "svds", wrong)
+    np.testing.assert_allclose(leading(jacobian, 5, rng).residuals, 0.01, rtol=1e-6)
+
+
+def test_energies_estimate_the_sum_of_squares(jacobian, full, rng):
+    found = energies(jacobian, 200, rng)
+    error = found.std(ddof=1) / np.sqrt(200)
+    assert abs(found.mean() - full.square().sum()) < 4 * error < 0.1 * found.mean()
+
+
+def test_energies_without_the_leading_vectors_estimate_the_rest(jacobian, full, rng):
+    vectors = leading(jacobian, 20, rng).vectors
+    found = energies(jacobian, 200, rng, without=vectors)
+    error = found.std(ddof=1) / np.sqrt(200)
+    assert abs(found.mean() - torch.linalg.svdvals(full)[20:].square().sum()) < 4 * error
+
+
+def test_shares_of_the_energy_are_those_of_the_full_spectrum(jacobian, full, rng):
+    exact = full_spectrum(full)
+    found = leading_spectrum(jacobian, 30, 100, rng)
+    error = 4 * found.energy_error / found.energy
+    assert 0 < error < 0.1
+    np.testing.assert_allclose(found.shares(), exact.shares()[:30], rtol=error)
+    np.testing.assert_allclose(exact.shares()[-1], 1)
+
+
+def test_values_and_shares_are_counted():
+    spectrum = full_spectrum(torch.diag(torch.tensor([3.0, 2.0, 1.0, 1.0, 1.0])))
+    assert spectrum.energy == pytest.approx(16)
+    assert spectrum.count(0.5) == 1
+    assert spectrum.count(0.6) == 2
+    assert spectrum.first(0.4) == pytest.approx(13 / 16)
+    assert spectrum.first(0.001) == pytest.approx(9 / 16)
+
+
+def test_what_the_leading_values_do_not_tell_is_left_open(jacobian, rng):
+    found = leading_spectrum(jacobian, 10, 10, rng)
+    assert found.count(0.99) is None
+    assert found.first(0.5) is None
+    assert found.log_det() is None
+
+
+def test_a_bijective_network_preserves_volume_though_it_stretches(full):
+    found = full_spectrum(full)
+    assert abs(found.log_det()) < 1e-10
+    assert found.values[0] > 1.2
+
+
+def test_the_inverse_has_the_inverse_spectrum(model, jacobian, full):
+    inverse = full_spectrum(matrix(Jacobian(model.inverse, jacobian.y)))
+    np.testing.assert_allclose(inverse.values, 1 / full_spectrum(full).values[::-1])
+
+
+def test_an_injective_network_has_as_many_singular_values_as_the_image(injective):
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    full = matrix(Jacobian(injective.features, x))
+    found = full_spectrum(full)
+    expected = torch.autograd.functional.jacobian(injective.features, x)
+    torch.testing.assert_close(full, expected.view(256, 48))
+    assert (found.outputs, found.inputs) == (256, 48)
+    np.testing.assert_allclose(found.values[::-1] ** 2, torch.linalg.eigvalsh(full.T @ full))
+    assert found.log_det() is None
+
+
+def test_what_decoding_does_to_errors_is_the_spectrum_of_the_inverse(trained, model, x, full, rng):
+    single = in_arithmetic(trained, dtype=torch.float32, quantum=None)
+    found = decoding(model, single, x, 300, rng)
+    inverse = 1 / torch.linalg.svdvals(full)
+    assert found.worst == pytest.approx(inverse[-1].item())
+    assert found.random == pytest.approx(inverse.square().mean().sqrt().item(), rel=0.05)
+    assert 0 < found.features_in_float32 < found.worst_float32 < 1e-5
+    assert 0 < found.random_float32 < found.worst_float32
+    assert 0 < found.all_in_float32 < 1e-5
+
+
+def test_decoding_amplifies_a_real_error_as_told(trained, model, x, full, rng):
+    single = in_arithmetic(trained, dtype=torch.float32, quantum=None)
+    found = decoding(model, single, x, 2, rng)
+    worst = torch.linalg.svd(full)[0][:, -1].view(1, -1, 1, 1)
+    phi = model.features(x.double())
+    moved = model.inverse(phi + 1e-6 * worst.view_as(phi)) - x.double()
+    assert moved.norm().item() / 1e-6 == pytest.approx(found.worst, rel=1e-3)
+
+
+def test_the_figure_has_a_curve_for_each_image(full):
+    spectra = [full_spectrum(full), full_spectrum(full)]
+    values, energy = draw(spectra).axes
+    assert len(values.lines) == len(energy.lines) == 2
+    np.testing.assert_allclose(values.lines[0].get_ydata()[0], 1)
+    np.testing.assert_allclose(energy.lines[0].get_ydata(), spectra[0].shares())
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 256), (["--full-up-to", "255"], 12)])
+def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path, flags, count):
+    flags = [*flags, "--leading", "12", "--samples", "8", "--threads", "1", "--limit", "2"]
+    assert main(["--weights", str(digits_run), "--out", str(tmp_path), *flags]) == 0
+    assert (tmp_path / "spectrum.png").exists()
+    assert (tmp_path / "spectrum.pdf").exists()
+    found = json.loads((tmp_path / "spectrum.json").read_text())["images"]
+    assert [len(image["values"]) for image in found] == [count, count]
+    if count == 256:
+        assert all(abs(image["log_det"]) < 1e-10 for image in found)
+        assert found[0]["worst"] == pytest.approx(1 / found[0]["values"][-1])
+        condition = found[0]["values"][0] / found[0]["values"][-1]
+        assert found[0]["condition_number"] == pytest.approx(condition)
+    else:
+        assert all(0 < image["residual"] < 1e-9 < image["energy_error"] for image in found)
+
+
+@pytest.mark.parametrize("flag", ["--leading", "--samples"])
+def test_too_few_are_an_error(capsys, flag):
+    assert main([flag, "1"]) == 1
+    assert f"error: {flag} must be at least 2, got 1." in capsys.readouterr().err
