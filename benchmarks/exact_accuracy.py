@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from batches import Data, Normalise, digits
+from batches import Data, Normalise, load_data
+from epochs import Epochs
 from in_memory import TensorBatches
-from irevnet import PRESETS
+from presets import PRESETS
 from settings import RECIPES, Config
 
 QUANTUM = 2**-16
@@ -43,14 +44,15 @@ class Task:
     def data(self) -> Data:
         """The images, decoded."""
         if self.folder is None:
-            return digits(self.recipe, torch.device("cpu"))
+            return load_data(self.recipe, torch.device("cpu"))
         parts = (("train", self.images), ("test", self.test_images))
         train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
         recipe = self.recipe
-        batch = recipe.batch_size
+        epochs = Epochs(len(train[1]), recipe.batch_size, train=True)
+        test_epochs = Epochs(len(test[1]), recipe.batch_size, train=False)
         return Data(
-            TensorBatches(*train, batch, train=True, padding=recipe.padding, flip=recipe.flip),
-            TensorBatches(*test, batch, train=False),
+            TensorBatches(*train, epochs, padding=recipe.padding, flip=recipe.flip),
+            TensorBatches(*test, test_epochs),
             classes=10,
             description="CIFAR-10",
         )
@@ -107,23 +109,25 @@ def train(task: Task, data: Data, side: str, seed: int) -> Outcome:
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
+    data.train.epochs = replace(data.train.epochs, seed=seed)
+    steps = len(data.train)
     losses = []
     for epoch in range(recipe.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(epoch)
         total = 0.0
-        for pixels, labels in data.train:
+        for step, (pixels, labels) in enumerate(data.train.epoch(epoch), epoch * steps):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate(step, steps)
             loss = F.cross_entropy(model(normalise(pixels)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item()
-        losses.append(total / len(data.train))
+        losses.append(total / steps)
     model.eval()
     with torch.no_grad():
         right = sum(
             (model(normalise(pixels)).argmax(1) == labels).sum().item()
-            for pixels, labels in data.test
+            for pixels, labels in data.test.epoch()
         )
     return Outcome(side, seed, right / data.test.images, losses)
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from irevnet import PRESETS, IRevNet
+from irevnet import IRevNet
+from presets import PRESETS
 
 QUANTUM = 2**-16
 
