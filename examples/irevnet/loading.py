@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from runs import RunError
 
 Batch = tuple[Tensor, Tensor]
 Key = tuple[int, int | None]  # index of an image, seed of its augmentation
+GRACE = 30  # seconds for which a worker goes on behind SIGTERM
 
 
 class Source(Protocol):
@@ -73,7 +75,7 @@ class Squares(Dataset[Batch]):
     A batch is asked for by the index and the seed of each image: with a seed the image is augmented
     by a random resized crop and a flip, the same for the same seed in whichever worker; with None
     it is resized and cropped in the centre. It comes as uint8 of shape :math:`(N, H, W, C)`, with
-    the labels. The error of an unreadable image is returned in its stead, for
+    the labels. What is wrong with an unreadable image is returned in its stead, for
     :class:`LoadedBatches` to raise: raised in a worker it would come back as a traceback.
 
     Args:
@@ -90,14 +92,14 @@ class Squares(Dataset[Batch]):
     grey: bool = False
     flip: bool = True
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | RunError:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | str:
         channels = 1 if self.grey else 3
         pixels = torch.empty(len(keys), self.size, self.size, channels, dtype=torch.uint8)
         try:
             for square, key in zip(pixels.numpy(), keys, strict=True):
                 square[:] = np.asarray(self._square(*key)).reshape(square.shape)
         except RunError as error:
-            return error
+            return str(error)
         return pixels, torch.from_numpy(self.source.labels[[index for index, _ in keys]])
 
     def _square(self, index: int, seed: int | None) -> Image.Image:
@@ -132,6 +134,7 @@ class LoadedBatches:
             batch_sampler=self.keys,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_outlive_signals,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             # Its own, or reading images would move torch's generator on.
@@ -162,8 +165,8 @@ class LoadedBatches:
             for batch in self.loader:
                 if self.keys.wanted is not wanted:
                     raise RuntimeError(f"epoch {number} ended when another one was begun.")
-                if isinstance(batch, RunError):
-                    raise batch
+                if isinstance(batch, str):
+                    raise RunError(batch)
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
                 yield images.permute(0, 3, 1, 2).contiguous(), labels
 
@@ -187,8 +190,15 @@ class _Keys:
         return self.epochs.share.of(rng.integers(2**62, size=self.epochs.batch_size)).tolist()
 
 
-def _as_it_is(batch: Batch | RunError) -> Batch | RunError:
+def _as_it_is(batch: Batch | str) -> Batch | str:
     return batch
+
+
+def _outlive_signals(_: int) -> None:
+    """Lets a worker serve the step in progress when a signal reaches all processes at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 @contextmanager

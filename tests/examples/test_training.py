@@ -298,6 +298,28 @@ def test_a_worker_killed_during_a_step_is_one_line(images, monkeypatch, capsys):
     assert "Try fewer --workers." in message
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_stops_as_one_alone(images, number):
+    flags = on(images, "--augmentation", "resized-crop", "--out", "run")
+    command = [sys.executable, SCRIPT, *flags, "--workers", "1", "--epochs", "9999"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        os.killpg(process.pid, number)
+        printed, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert "Stopped. run/checkpoint.pt holds the state behind step" in printed
+    assert errors == ""
+
+
 def test_a_killed_process_leaves_a_checkpoint():
     command = [sys.executable, SCRIPT, *TINY, "--epochs", "10000", "--out", "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
