@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/irevnet"))
 
-from image_folder import read_folders
-from loading import Key, Source, Squares
+from images.image_folder import read_folders
+from images.loading import Key, Source, Squares
 
 Task = Callable[[Sequence[Key]], object]
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from batches import Data, Normalise, load_data
-from epochs import Epochs
-from in_memory import TensorBatches
-from presets import PRESETS
-from settings import RECIPES, Config
+from experiment.settings import RECIPES, Config
+from images.batches import Data, Normalise, load_data
+from images.epochs import Epochs
+from images.in_memory import TensorBatches
+from networks.presets import PRESETS
 
 QUANTUM = 2**-16
 SIDES = {"not rounded": None, "rounded": QUANTUM}

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from irevnet import IRevNet
-from presets import PRESETS
+from networks.irevnet import IRevNet
+from networks.presets import PRESETS
 
 QUANTUM = 2**-16
 

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from parallel import compile_blocks
-from presets import PRESETS
+from networks.presets import PRESETS
+from trainer.parallel import compile_blocks
 
 QUANTUM = 2**-16
 IMAGENET = 1_281_167  # training images

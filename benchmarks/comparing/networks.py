@@ -18,8 +18,8 @@ from .sides import OURS, PLAIN, Network
 from .stacks import Comparison, compare
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "irevnet"))
-from irevnet import Bottleneck, IRevNet
-from presets import PRESETS
+from networks.irevnet import Bottleneck, IRevNet
+from networks.presets import PRESETS
 
 
 class Workload(NamedTuple):

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from runs import RunError
-from weights import load_network, save_weights
+from experiment.folder import RunError
+from trainer.weights import load_network, save_weights
 
 
 @dataclass(frozen=True)

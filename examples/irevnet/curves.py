@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from runs import SETTINGS, RunError, read_log, writing
+from experiment.folder import SETTINGS, RunError, read_log, writing
 
 CURVES = "curves.png"
 WINDOW = 100  # steps

@@ -21,10 +21,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from accuracy_curves import Curve, draw, numbers, show
-from analysis import open_network, progress, run_script, save
-from block_features import ProbeSettings, read_features
-from probes import Samples, probe
+from analyses.accuracy_curves import Curve, draw, numbers, show
+from analyses.analysis import open_network, progress, run_script, save
+from analyses.block_features import ProbeSettings, read_features
+from analyses.probes import Samples, probe
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn import functional as F
 
-from batches import Normalise, load_plain
-from distributed import find_device
-from precision import Precision
-from runs import RunError, writing
-from training import Tally
-from weights import Network, load_network
+from experiment.folder import RunError, writing
+from images.batches import Normalise, load_plain
+from trainer.distributed import find_device
+from trainer.precision import Precision
+from trainer.training import Tally
+from trainer.weights import Network, load_network
 
 
 @dataclass(frozen=True)

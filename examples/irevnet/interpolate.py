@@ -34,7 +34,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from analysis import (
+from analyses.analysis import (
     Images,
     Settings,
     images,
@@ -45,10 +45,10 @@ from analysis import (
     run_script,
     save,
 )
-from batches import Normalise
-from irevnet import IRevNet
-from report import draw_rows, relative_error
-from runs import RunError
+from analyses.report import draw_rows, relative_error
+from experiment.folder import RunError
+from images.batches import Normalise
+from networks.irevnet import IRevNet
 
 BATCH = 32  # images decoded at once
 Spacing = Literal["t", "pixels"]

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from analysis import (
+from analyses.analysis import (
     Images,
     Settings,
     images,
@@ -41,10 +41,10 @@ from analysis import (
     run_script,
     save,
 )
-from irevnet import IRevNet
-from report import Decoded, decode, draw_rows, show
-from runs import RunError
-from weights import Network
+from analyses.report import Decoded, decode, draw_rows, show
+from experiment.folder import RunError
+from networks.irevnet import IRevNet
+from trainer.weights import Network
 
 Mode = Literal["float32", "float64", "exact"]
 

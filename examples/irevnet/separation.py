@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from accuracy_curves import Curve, draw, numbers, show
-from analysis import open_network, progress, run_script, save
-from block_features import ProbeSettings, read_features
-from probes import probe
-from runs import RunError
+from analyses.accuracy_curves import Curve, draw, numbers, show
+from analyses.analysis import open_network, progress, run_script, save
+from analyses.block_features import ProbeSettings, read_features
+from analyses.probes import probe
+from experiment.folder import RunError
 
 
 @dataclass(frozen=True)

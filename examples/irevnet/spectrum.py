@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from analysis import (
+from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
@@ -46,10 +46,10 @@ from analysis import (
     run_script,
     save,
 )
-from irevnet import IRevNet
-from jacobian import Jacobian, energies, leading, matrix
-from report import relative_error
-from runs import RunError
+from analyses.jacobian import Jacobian, energies, leading, matrix
+from analyses.report import relative_error
+from experiment.folder import RunError
+from networks.irevnet import IRevNet
 
 ROUNDING = 2.0**-24  # of a float32, relative, at most
 PARTS = (1e3 / 150_528, 1e4 / 150_528)  # of the singular values: the paper's 1e3 and 1e4

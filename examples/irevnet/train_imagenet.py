@@ -34,16 +34,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from batches import Share, load_data, load_plain
+from analyses.report import draw, measure, table
 from curves import CURVES, draw_curves
-from distributed import Team, join
-from loading import explaining_dead_workers
-from presets import is_invertible
-from report import draw, measure, table
-from runs import CHECKPOINT, LOG, RunError, RunFolder, folder_to_resume
-from settings import Config, parse
-from stopping import Signals, Stopped
-from training import Tally, Training
+from experiment.folder import CHECKPOINT, LOG, RunError, RunFolder, folder_to_resume
+from experiment.settings import Config, parse
+from images.batches import Share, load_data, load_plain
+from images.loading import explaining_dead_workers
+from networks.presets import is_invertible
+from trainer.distributed import Team, join
+from trainer.stopping import Signals, Stopped
+from trainer.training import Tally, Training
 
 PICTURE = "reconstructions.png"
 DUE = 1  # a checkpoint is; signals have higher numbers

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analysis import (
+from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
@@ -17,10 +17,10 @@ from analysis import (
     run_script,
     save,
 )
-from presets import PRESETS
-from runs import RunError
-from settings import RECIPES
-from weights import Network
+from experiment.folder import RunError
+from experiment.settings import RECIPES
+from networks.presets import PRESETS
+from trainer.weights import Network
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ import torch
 from archives import pack, write
 from pictures import noise, rows
 
-from batches import Normalise, Share, load_data, load_plain
-from image_files import centre_crop
-from runs import RunError
-from settings import RECIPES
+from experiment.folder import RunError
+from experiment.settings import RECIPES
+from images.batches import Normalise, Share, load_data, load_plain
+from images.image_files import centre_crop
 
 CPU = torch.device("cpu")
 SHIFTED = replace(RECIPES["cifar10"], image_size=8, padding=2, batch_size=4, workers=0)

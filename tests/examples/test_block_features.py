@@ -4,11 +4,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from analysis import open_network
-from block_features import ProbeSettings, count_blocks, gather, read_features, spread_blocks
-from irevnet import irevnet_digits
-from resnet import resnet_digits
-from runs import RunError
+from analyses.analysis import open_network
+from analyses.block_features import (
+    ProbeSettings,
+    count_blocks,
+    gather,
+    read_features,
+    spread_blocks,
+)
+from experiment.folder import RunError
+from networks.irevnet import irevnet_digits
+from networks.resnet import resnet_digits
 
 CPU = torch.device("cpu")
 

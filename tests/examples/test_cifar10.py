@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from archives import batch, pack, python_2, python_3, write
 
-from cifar10 import FOLDER, is_cifar10, read_cifar10
-from runs import RunError
+from experiment.folder import RunError
+from images.cifar10 import FOLDER, is_cifar10, read_cifar10
 
 
 @pytest.fixture

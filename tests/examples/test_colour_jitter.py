@@ -13,9 +13,9 @@ import torch
 from pictures import noise
 from PIL import Image, ImageEnhance
 
-from colour_jitter import Changes, ColourJitter, JitteredBatches, change_colours
-from epochs import Epochs, Share
-from in_memory import TensorBatches
+from images.colour_jitter import Changes, ColourJitter, JitteredBatches, change_colours
+from images.epochs import Epochs, Share
+from images.in_memory import TensorBatches
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 RELEASED = ColourJitter(0.87, 0.5, 0.5, 0.2)

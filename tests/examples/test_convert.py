@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import convert
-from settings import RECIPES
-from training import build_model
-from weights import load_network
+from experiment.settings import RECIPES
+from trainer.training import build_model
+from trainer.weights import load_network
 
 CONFIG = replace(RECIPES["digits"], blocks=(1, 1, 1))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import dimensionality
-import linear_svm
+from analyses import linear_svm
+from analyses.probes import Samples, nearest_neighbour
 from dimensionality import dimensions, find_components
-from probes import Samples, nearest_neighbour
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import distributed
 
 import train_imagenet
-import training
-from batches import Share, load_data
-from distributed import Team, own_device
-from runs import RunError, load_checkpoint, read_log
-from settings import parse
+from experiment.folder import RunError, load_checkpoint, read_log
+from experiment.settings import parse
+from images.batches import Share, load_data
 from train_imagenet import main
+from trainer import training
+from trainer.distributed import Team, own_device
 
 pytestmark = pytest.mark.skipif(
     not distributed.is_available() or sys.platform == "win32", reason="needs gloo"

@@ -3,7 +3,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from epochs import Epochs, Share
+from images.epochs import Epochs, Share
 
 
 def epochs(images=10, batch_size=4, train=True, **options):

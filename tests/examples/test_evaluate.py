@@ -10,10 +10,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import evaluate
-from batches import Normalise, load_plain
-from settings import RECIPES
-from training import build_model
-from weights import Network, load_network, save_weights
+from experiment.settings import RECIPES
+from images.batches import Normalise, load_plain
+from trainer.training import build_model
+from trainer.weights import Network, load_network, save_weights
 
 CPU = torch.device("cpu")
 

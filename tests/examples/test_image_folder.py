@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pictures import noise
 
-from image_folder import ImageFolder, find_classes, read_folders
-from runs import RunError
+from experiment.folder import RunError
+from images.image_folder import ImageFolder, find_classes, read_folders
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from epochs import Epochs, Share
-from in_memory import TensorBatches, shifted
+from images.epochs import Epochs, Share
+from images.in_memory import TensorBatches, shifted
 
 
 @pytest.fixture

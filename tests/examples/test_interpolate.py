@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import images, in_arithmetic, open_network
+from analyses.analysis import images, in_arithmetic, open_network
+from experiment.folder import RunError
 from interpolate import decode_line, distances, evenly_along, main, mix
-from irevnet import IRevNet
-from runs import RunError
+from networks.irevnet import IRevNet
 
 CPU = torch.device("cpu")
 

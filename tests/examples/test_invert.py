@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import images, open_network
+from analyses.analysis import images, open_network
+from experiment.folder import RunError
+from experiment.settings import RECIPES
 from invert import Noise, in_mode, main
-from presets import PRESETS
-from runs import RunError
-from settings import RECIPES
-from weights import Network, save_weights
+from networks.presets import PRESETS
+from trainer.weights import Network, save_weights
 
 CPU = torch.device("cpu")
 FLAGS = ["--limit", "40", "--noises", "30", "--float64-limit", "20", "--threads", "1"]

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import irevnet
 from invertible import AdditiveCoupling
 from invertible.testing import inversecheck
-from irevnet import (
+from networks import irevnet
+from networks.irevnet import (
     IRevNet,
     irevnet_a,
     irevnet_b,

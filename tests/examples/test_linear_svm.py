@@ -5,7 +5,7 @@ import torch
 from sklearn.svm import LinearSVC
 from torch.nn import functional as F
 
-from linear_svm import choose_cost, fit_svm
+from analyses.linear_svm import choose_cost, fit_svm
 
 
 def samples(count=300, features=8, classes=3, distance=1.0, seed=0):
@@ -66,7 +66,9 @@ def test_a_high_cost_is_chosen_where_it_helps():
 
 def test_the_seed_decides_the_folds(monkeypatch):
     seen = []
-    monkeypatch.setattr("linear_svm._cross_validated", lambda *args: seen.append(args[4]) or 0)
+    monkeypatch.setattr(
+        "analyses.linear_svm._cross_validated", lambda *args: seen.append(args[4]) or 0
+    )
     for seed in (0, 0, 1):
         choose_cost(*samples(), 3, costs=[1.0], seed=seed)
     first, second, third = (torch.cat(folds) for folds in seen)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pictures import noise
 
-from epochs import Epochs
-from loading import Arrays, LoadedBatches, Squares
-from runs import RunError
+from experiment.folder import RunError
+from images.epochs import Epochs
+from images.loading import Arrays, LoadedBatches, Squares
 
 # Python 3.12 and later warn of processes that are forked beside threads, as torch has them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

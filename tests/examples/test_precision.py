@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from precision import Precision
-from runs import RunError
+from experiment.folder import RunError
+from trainer.precision import Precision
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from invertible import InvertibleSequential
-from presets import PRESETS, is_invertible
+from networks.presets import PRESETS, is_invertible
 
 PARAMETERS = {
     "a": 180_999_016,

@@ -3,7 +3,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from probes import Accuracy, Samples, nearest_neighbour, probe, standardised
+from analyses import probes
+from analyses.probes import Accuracy, Samples, nearest_neighbour, probe, standardised
 
 
 def clouds(distance, count=240, classes=4, features=12):
@@ -57,9 +58,11 @@ def test_a_feature_that_is_constant_in_training_is_shifted_only():
 def test_the_cost_is_chosen_among_samples_from_everywhere(monkeypatch):
     train, test = clouds(distance=20.0)
     order = train.labels.argsort()
-    monkeypatch.setattr("probes.CHOICE", 40)
+    monkeypatch.setattr(probes, "CHOICE", 40)
     seen = []
-    monkeypatch.setattr("probes.choose_cost", lambda *args, **_: seen.append(args[1]) or 1.0)
+    monkeypatch.setattr(
+        "analyses.probes.choose_cost", lambda *args, **_: seen.append(args[1]) or 1.0
+    )
     probe(Samples(train.x[order], train.labels[order]), test, 4)
     assert seen[0].bincount().tolist() == [10] * 4
 

@@ -5,8 +5,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from batches import Normalise
-from report import SHOWN, decode, draw, draw_rows, measure, table
+from analyses.report import SHOWN, decode, draw, draw_rows, measure, table
+from images.batches import Normalise
 
 CPU = torch.device("cpu")
 NORMALISE = Normalise([0.5], [0.25], CPU)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import resnet
-from resnet import ResNet, resnet50, resnet_digits
+from networks import resnet
+from networks.resnet import ResNet, resnet50, resnet_digits
 
 SMALL = {
     "blocks": (1, 2),

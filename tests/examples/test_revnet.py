@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import revnet
 from invertible import InvertibleSequential
 from invertible.testing import inversecheck
-from revnet import RevNet, StoredUnit, revnet56
+from networks import revnet
+from networks.revnet import RevNet, StoredUnit, revnet56
 
 SMALL = {
     "blocks": (3, 2),

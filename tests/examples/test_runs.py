@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runs import (
+from experiment.folder import (
     RunError,
     RunFolder,
     folder_to_resume,

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-import linear_svm
 import separation
+from analyses import linear_svm
 
 FEW = ["--train-limit", "300", "--test-limit", "100", "--depths", "2", "--threads", "1"]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from presets import PRESETS
-from runs import RunError
-from settings import RECIPES, Config, parse
+from experiment.folder import RunError
+from experiment.settings import RECIPES, Config, parse
+from networks.presets import PRESETS
 
 STEPS = 5  # in an epoch
 

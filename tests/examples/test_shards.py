@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from pictures import noise, rows
 
-from runs import RunError
-from shards import is_hub_name, is_shards, read_hub, read_shards
+from experiment.folder import RunError
+from images.shards import is_hub_name, is_shards, read_hub, read_shards
 
 
 @pytest.fixture(autouse=True)

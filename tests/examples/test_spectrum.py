@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import images, in_arithmetic, open_network
+from analyses.analysis import images, in_arithmetic, open_network
+from analyses.jacobian import Jacobian, energies, leading, matrix
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
-from irevnet import IRevNet
-from jacobian import Jacobian, energies, leading, matrix
+from networks.irevnet import IRevNet
 from spectrum import decoding, draw, full_spectrum, leading_spectrum, main
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stopping import Signals
+from trainer.stopping import Signals
 
 
 def receive(number):

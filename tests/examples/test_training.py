@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import train_imagenet
-import training
-from runs import load_checkpoint
+from experiment.folder import load_checkpoint
 from train_imagenet import main
+from trainer import training
 
 TINY = ["--blocks", "1", "1", "1", "--epochs", "2", "--batch-size", "479", "--milestones", "1"]
 SCRIPT = Path(train_imagenet.__file__)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import weights
-from irevnet import irevnet_b_released, irevnet_cifar10, released_names
-from runs import RunError
-from settings import RECIPES
-from training import build_model
-from weights import Network, load_network, save_weights
+from experiment.folder import RunError
+from experiment.settings import RECIPES
+from networks.irevnet import irevnet_b_released, irevnet_cifar10, released_names
+from trainer import weights
+from trainer.training import build_model
+from trainer.weights import Network, load_network, save_weights
 
 CPU = torch.device("cpu")
 DIGITS = replace(RECIPES["digits"], blocks=(1, 2, 1))

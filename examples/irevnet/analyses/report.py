@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from batches import Batches, Normalise
-from irevnet import IRevNet
-from runs import writing
+from experiment.folder import writing
+from images.batches import Batches, Normalise
+from networks.irevnet import IRevNet
 
 SHOWN = 12  # images in the picture
 

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from analysis import Settings, images, progress
-from linear_svm import FOLDS
-from presets import Classifier
-from probes import Accuracy, Samples, accuracy, standardised
-from runs import RunError
-from weights import Network
+from analyses.analysis import Settings, images, progress
+from analyses.linear_svm import FOLDS
+from analyses.probes import Accuracy, Samples, accuracy, standardised
+from experiment.folder import RunError
+from networks.presets import Classifier
+from trainer.weights import Network
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from loading import Arrays
-from runs import RunError
+from experiment.folder import RunError
+from images.loading import Arrays
 
 FOLDER = "cifar-10-batches-py"
 TRAIN = [f"data_batch_{number}" for number in range(1, 6)]

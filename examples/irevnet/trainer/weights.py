@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from irevnet import describe, find_faults, load_released, released_names
-from presets import PRESETS, Classifier
-from runs import CHECKPOINT, RUNS, RunError, folder_to_resume, writing
-from settings import RECIPES, Config
-from training import build_model
+from experiment.folder import CHECKPOINT, RUNS, RunError, folder_to_resume, writing
+from experiment.settings import RECIPES, Config
+from networks.irevnet import describe, find_faults, load_released, released_names
+from networks.presets import PRESETS, Classifier
+from trainer.training import build_model
 
 # Those whose weights the released code can have trained.
 RELEASED = ("b-released", "cifar10", "b", "a")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from runs import RunError
+from experiment.folder import RunError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from runs import RunError
+from experiment.folder import RunError
 
 
 def _power_of_two(values: list[str]) -> float | None:

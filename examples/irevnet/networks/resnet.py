@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from irevnet import check_images
+from networks.irevnet import check_images
 
 
 class ResNet(nn.Module):

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from runs import RunError
+from experiment.folder import RunError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 

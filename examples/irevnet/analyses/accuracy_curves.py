@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from analysis import provenance
-from block_features import Features, ProbeSettings
-from probes import Accuracy, Probe
-from weights import Network
+from analyses.analysis import provenance
+from analyses.block_features import Features, ProbeSettings
+from analyses.probes import Accuracy, Probe
+from trainer.weights import Network
 
 # Okabe and Ito's, told apart by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

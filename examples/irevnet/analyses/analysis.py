@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from batches import Batches, Normalise, load_plain
-from distributed import find_device
-from irevnet import IRevNet
-from presets import is_invertible
-from runs import RunError, writing
-from training import build_model
-from weights import Network, load_network
+from experiment.folder import RunError, writing
+from images.batches import Batches, Normalise, load_plain
+from networks.irevnet import IRevNet
+from networks.presets import is_invertible
+from trainer.distributed import find_device
+from trainer.training import build_model
+from trainer.weights import Network, load_network
 
 Part = Literal["train", "test"]
 T = TypeVar("T")

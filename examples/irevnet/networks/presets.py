@@ -7,7 +7,7 @@ from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
 
-from irevnet import (
+from networks.irevnet import (
     IRevNet,
     irevnet_a,
     irevnet_b,
@@ -16,8 +16,8 @@ from irevnet import (
     irevnet_cifar10_small,
     irevnet_digits,
 )
-from resnet import resnet50, resnet_cifar10, resnet_digits
-from revnet import revnet56, revnet_cifar10, revnet_digits
+from networks.resnet import resnet50, resnet_cifar10, resnet_digits
+from networks.revnet import revnet56, revnet_cifar10, revnet_digits
 
 
 class Classifier(Protocol):

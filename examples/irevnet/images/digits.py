@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from loading import Arrays
+from images.loading import Arrays
 
 
 def read_digits(side: int) -> tuple[Arrays, Arrays, int]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epochs import COLOUR, Batches, Epochs, sent
+from images.epochs import COLOUR, Batches, Epochs, sent
 
 
 class Changes(NamedTuple):

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batches import Data, Normalise
-from distributed import Team
-from parallel import (
+from experiment.folder import RunError
+from experiment.settings import Config
+from images.batches import Data, Normalise
+from networks.presets import PRESETS
+from trainer.distributed import Team
+from trainer.parallel import (
     compile_blocks,
     load_model,
     load_optimizer,
@@ -21,10 +24,7 @@ from parallel import (
     spread,
     whole,
 )
-from precision import Precision
-from presets import PRESETS
-from runs import RunError
-from settings import Config
+from trainer.precision import Precision
 
 TOP5_CLASSES = 10  # from how many on the share of images whose class is among five is told
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linear_svm import choose_cost, fit_svm
+from analyses.linear_svm import choose_cost, fit_svm
 
 CHOICE = 10_000  # samples among which the SVM's cost is chosen
 SCORED = 500  # test samples whose distances to all training samples are in memory at once

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from epochs import CROP, Epochs, sent
+from images.epochs import CROP, Epochs, sent
 
 
 class TensorBatches:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from image_files import read_image
-from runs import RunError
+from experiment.folder import RunError
+from images.image_files import read_image
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")

@@ -23,8 +23,8 @@ from invertible import (
     Split,
     Swap,
 )
-from irevnet import Bottleneck, check_images
-from resnet import check_settings, initialise, stem
+from networks.irevnet import Bottleneck, check_images
+from networks.resnet import check_settings, initialise, stem
 
 
 class RevNet(nn.Module):

@@ -12,12 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-import irevnet
-import resnet
-from distributed import Team
+from experiment.folder import RunError
 from invertible import InvertibleSequential
-from revnet import StoredUnit
-from runs import RunError
+from networks import irevnet, resnet
+from networks.revnet import StoredUnit
+from trainer.distributed import Team
 
 
 def spread(model: nn.Module, parallel: str, team: Team) -> nn.Module:

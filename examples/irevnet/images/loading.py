@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from epochs import CROP, Epochs
-from image_files import augmented, centre_crop
-from runs import RunError
+from experiment.folder import RunError
+from images.epochs import CROP, Epochs
+from images.image_files import augmented, centre_crop
 
 Batch = tuple[Tensor, Tensor]
 Key = tuple[int, int | None]  # index of an image, seed of its augmentation

@@ -10,16 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cifar10 import is_cifar10, read_cifar10
-from colour_jitter import ColourJitter, JitteredBatches
-from digits import read_digits
-from epochs import WHOLE, Batches, Epochs, Share
-from image_folder import read_folders
-from in_memory import TensorBatches
-from loading import Arrays, LoadedBatches, Source, Squares
-from runs import RunError
-from settings import Config
-from shards import is_hub_name, is_shards, read_hub, read_shards
+from experiment.folder import RunError
+from experiment.settings import Config
+from images.cifar10 import is_cifar10, read_cifar10
+from images.colour_jitter import ColourJitter, JitteredBatches
+from images.digits import read_digits
+from images.epochs import WHOLE, Batches, Epochs, Share
+from images.image_folder import read_folders
+from images.in_memory import TensorBatches
+from images.loading import Arrays, LoadedBatches, Source, Squares
+from images.shards import is_hub_name, is_shards, read_hub, read_shards
 
 __all__ = ["Batches", "Data", "Normalise", "Share", "load_data", "load_plain"]
 

@@ -1,0 +1,1 @@
+"""What the analyses of the paper have in common."""

@@ -1,0 +1,1 @@
+"""Images: read, cropped, augmented and put into batches."""

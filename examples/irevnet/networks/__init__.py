@@ -1,0 +1,1 @@
+"""The networks: i-RevNets, and those that they are compared with."""

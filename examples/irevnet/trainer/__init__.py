@@ -1,0 +1,1 @@
+"""Training: its state, its steps, and the processes that share it."""
