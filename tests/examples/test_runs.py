@@ -1,6 +1,6 @@
 import json
 import os
-import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,13 +31,16 @@ def names(path):
     return sorted(entry.name for entry in path.iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def files_of_4_kib():
-    """No file can get larger, as on a full disk."""
+    """No file can get larger, as on a full disk; nor can that which pytest may print to."""
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_new_folders_have_the_next_free_number():
@@ -52,12 +55,15 @@ def test_the_latest_run_with_a_checkpoint_is_resumed():
     assert folder_to_resume(None) == Path("runs/irevnet/10")
 
 
-@pytest.mark.usefixtures("files_of_4_kib")
 def test_a_full_disk_leaves_the_checkpoint_before():
     path = new_folder(Path("run"))
     save_checkpoint(path, {"weights": torch.ones(3)})
-    with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: \[Errno 27\].*untouched"):
-        save_checkpoint(path, {"weights": torch.randn(10_000)})
+    weights = torch.randn(10_000)
+    with (
+        pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: \[Errno 27\].*untouched"),
+        files_of_4_kib(),
+    ):
+        save_checkpoint(path, {"weights": weights})
     assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
     assert names(path) == ["checkpoint.pt"]
 
