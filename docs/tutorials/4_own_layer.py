@@ -342,7 +342,8 @@ axes.set_xticks([])
 axes.spines[:].set_visible(False)
 
 # %%
-# And the laws hold as before:
+# And the laws hold as before. One of them is that rebuilding gives the gradients
+# of stored activations, in both directions:
 
 print(inversecheck(FrugalCoupling(f), pair))
 

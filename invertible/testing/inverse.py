@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,8 @@ from torch.nn.parameter import is_lazy
 from .._checks import describe
 from .._direction import Direction
 from .._memory_format import memory_format
-from ..module import InvertibleModule, State, call, call_inverse
+from ..checkpoint import reversible_checkpoint
+from ..module import Inverse, InvertibleModule, State, call, call_inverse
 from ..trace import accelerators, get_rng_states, no_trace, same_rng_states, tensors
 
 # The Jacobian takes a backward pass a number: at most so many in a state.
@@ -47,6 +49,8 @@ def inversecheck(
       generators are what they were.
     - ``differentiable``: the gradient of ``inverse(forward(x))`` is that of the identity, within
       1e-6 in float64 and within 0.1 in other dtypes, where rounding flips the masks of ReLUs.
+    - ``rebuilding``: :func:`invertible.reversible_checkpoint` gives the gradients of stored
+      activations, in both directions, for the state and all parameters, as closely.
     - ``log-determinant``: it has the shape :math:`(N,)`, comes with the same output as
       ``forward`` does and agrees with the Jacobian that autograd gives, which is computed for
       states of at most 256 numbers. Passed over for a layer that defines none.
@@ -314,14 +318,13 @@ def _differentiable(subject: _Subject) -> None:
     law = "differentiable"
     x = _detached(subject.x, requires_grad=True)
     leaves = list(tensors(x))
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
+    weights = _weights(leaves)
     with torch.enable_grad():
         back = list(tensors(subject.evaluate(call_inverse, subject.evaluate(call, x))))
         if not all(part.requires_grad for part in back):
             subject.fail(law, "no gradient flows through inverse(forward(x)).")
         gradients = torch.autograd.grad(back, leaves, weights, allow_unused=True)
-    allowed = 1e-6 if subject.dtype == torch.float64 else 0.1
+    allowed = _gradient_tolerance(subject)
     for stream, (gradient, weight) in enumerate(zip(gradients, weights, strict=True)):
         of = f" stream {stream} of" if isinstance(x, tuple) else ""
         if gradient is None:
@@ -334,6 +337,64 @@ def _differentiable(subject: _Subject) -> None:
                 f"the gradient of inverse(forward(x)) with respect to{of} the input is wrong by "
                 f"{error:.3g} of its norm; allowed is {allowed:g}.",
             )
+
+
+def _weights(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Random numbers in the shapes of some tensors, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
+
+
+def _gradient_tolerance(subject: _Subject) -> float:
+    """Largest error of a gradient, relative to its norm."""
+    return 1e-6 if subject.dtype == torch.float64 else 0.1
+
+
+def _rebuilding(subject: _Subject) -> None:
+    if not subject.dtype.is_floating_point:
+        return
+    layer = subject.layer
+    directions: list[tuple[str, InvertibleModule, State]] = [("forward", layer, subject.x)]
+    if layer.bijective:
+        directions.append(("inverse", Inverse(layer), subject.forward()))
+    for name, module, state in directions:
+        x = _detached(state, requires_grad=True)
+        try:
+            with torch.enable_grad():
+                found, expected = (
+                    subject.evaluate(partial(_gradients, run, module, list(tensors(x))), x)
+                    for run in (reversible_checkpoint, call)
+                )
+        except RuntimeError as error:
+            subject.fail("rebuilding", f"{name} cannot be rebuilt: {error}")
+        norm = max((gradient.norm().item() for gradient in expected.values()), default=0.0)
+        allowed = _gradient_tolerance(subject) * norm
+        for what, gradient in expected.items():
+            difference = (found[what] - gradient).norm().item()
+            if not difference <= allowed:
+                subject.fail(
+                    "rebuilding",
+                    f"reversible checkpointing of {name} makes the gradient of {what} wrong by "
+                    f"{difference:.3g}; allowed is {allowed:.3g}. Check rebuild_{name}.",
+                )
+
+
+def _gradients(
+    run: Callable[..., Any],
+    module: InvertibleModule,
+    inputs: Sequence[Tensor],
+    layer: InvertibleModule,
+    state: State,
+    context: Any,
+) -> dict[str, Tensor]:
+    """Gradients of a weighted sum of a module's output, by what they are of."""
+    sources = {f"stream {number} of the input": part for number, part in enumerate(inputs)}
+    sources |= {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    outputs = [part for part in tensors(run(module, state, context)) if part.requires_grad]
+    gradients = torch.autograd.grad(
+        outputs, list(sources.values()), _weights(outputs), materialize_grads=True
+    )
+    return dict(zip(sources, gradients, strict=True))
 
 
 def _log_determinant(subject: _Subject) -> None:
@@ -434,6 +495,7 @@ LAWS: dict[str, Callable[[_Subject], None]] = {
     "memory format": _memory_format,
     "no trace": _no_trace,
     "differentiable": _differentiable,
+    "rebuilding": _rebuilding,
     "log-determinant": _log_determinant,
 }
 

@@ -353,6 +353,38 @@ class PadsWithALogDet(InjectivePad):
         super().__init__(2)
 
 
+class Coupled(AdditiveCoupling):
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh()))
+
+
+def doubled(state):
+    return state[0], 2 * state[1]
+
+
+@breaks("rebuilding", r"of forward makes the gradient of .* wrong by .*rebuild_for", x=pair)
+class RebuildsForwardElsewhere(Coupled):
+    def rebuild_forward(self, y, restore, context=None):
+        super().rebuild_forward(doubled(y), restore, context)
+        with torch.no_grad():
+            return self.inverse(y)
+
+
+@breaks("rebuilding", r"of inverse makes the gradient of .* wrong by .*rebuild_inv", x=pair)
+class RebuildsInverseElsewhere(Coupled):
+    def rebuild_inverse(self, x, restore, context=None):
+        super().rebuild_inverse(doubled(x), restore, context)
+        with torch.no_grad():
+            return self.forward(x)
+
+
+@breaks("rebuilding", r"forward cannot be rebuilt: ", x=pair)
+class RebuildsNothing(Coupled):
+    def rebuild_forward(self, y, *_):
+        with torch.no_grad():
+            return self.inverse(y)
+
+
 def made(layer):
     torch.manual_seed(0)
     return layer().double()
