@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 ddp.py
 """
 
+import gc
+
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,4 +30,7 @@ for step in range(3):
     optimizer.step()
     if distributed.get_rank() == 0:
         print(f"step {step}, loss {loss.item():.3f}")
+
+del network, model, optimizer, loss
+gc.collect()  # otherwise a process may abort at exit
 distributed.destroy_process_group()
