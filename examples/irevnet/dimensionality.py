@@ -22,9 +22,10 @@ from rich.console import Console
 from torch import Tensor
 
 from analyses.accuracy_curves import Curve, draw, numbers, show
-from analyses.analysis import open_network, progress, run_script, save
+from analyses.analysis import progress, run_script, save
 from analyses.block_features import ProbeSettings, read_features
 from analyses.probes import Samples, probe
+from trainer.weights import load_network
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def reduce(
     weights: Path | None, settings: DimensionalitySettings, device: torch.device, console: Console
 ) -> Curve:
     """Probes one network."""
-    network = open_network(weights, device)
+    network = load_network(weights, device)
     console.print(f"Probing {network.origin}.")
     features = read_features(network, settings, device, console, depths=1)
     train, test = features.samples(0)

@@ -39,7 +39,6 @@ from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
-    open_network,
     progress,
     provenance,
     run_script,
@@ -49,6 +48,7 @@ from analyses.report import draw_rows, relative_error
 from experiment.folder import RunError
 from images.batches import Normalise
 from networks.irevnet import IRevNet
+from trainer.weights import load_network
 
 BATCH = 32  # images decoded at once
 Spacing = Literal["t", "pixels"]
@@ -151,7 +151,7 @@ def run(settings: InterpolateSettings, device: torch.device, console: Console) -
     for name, least in {"pairs": 1, "steps": 2, "dense": 2}.items():
         if getattr(settings, name) < least:
             raise RunError(f"--{name} must be at least {least}, got {getattr(settings, name)}.")
-    network = open_network(settings.weights, device)
+    network = load_network(settings.weights, device)
     console.print(f"Decoding from the last layer of {network.origin}.")
     model = in_arithmetic(network, dtype=torch.float64, quantum=None)
     test = images(network, settings.data, "test", device, 2 * settings.pairs)

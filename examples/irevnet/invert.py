@@ -35,7 +35,6 @@ from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
-    open_network,
     progress,
     provenance,
     run_script,
@@ -44,7 +43,7 @@ from analyses.analysis import (
 from analyses.report import Decoded, decode, draw_rows, show
 from experiment.folder import RunError
 from networks.irevnet import IRevNet
-from trainer.weights import Network
+from trainer.weights import Network, load_network
 
 Mode = Literal["float32", "float64", "exact"]
 
@@ -107,7 +106,7 @@ def run(settings: InvertSettings, device: torch.device, console: Console) -> Non
         if getattr(settings, name) < 1:
             flag = name.replace("_", "-")
             raise RunError(f"--{flag} must be at least 1, got {getattr(settings, name)}.")
-    network = open_network(settings.weights, device)
+    network = load_network(settings.weights, device)
     console.print(f"Decoding from the last layer of {network.origin}.")
     models = {mode: in_mode(network, mode) for mode in settings.modes}
     results: dict[str, dict[Mode, Decoded]] = {}

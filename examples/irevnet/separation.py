@@ -21,10 +21,11 @@ import torch
 from rich.console import Console
 
 from analyses.accuracy_curves import Curve, draw, numbers, show
-from analyses.analysis import open_network, progress, run_script, save
+from analyses.analysis import progress, run_script, save
 from analyses.block_features import ProbeSettings, read_features
 from analyses.probes import probe
 from experiment.folder import RunError
+from trainer.weights import load_network
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def separate(
     weights: Path | None, settings: SeparationSettings, device: torch.device, console: Console
 ) -> Curve:
     """Probes one network."""
-    network = open_network(weights, device)
+    network = load_network(weights, device)
     console.print(f"Probing {network.origin}.")
     features = read_features(network, settings, device, console, settings.depths)
     probes = [

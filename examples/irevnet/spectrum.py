@@ -40,7 +40,6 @@ from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
-    open_network,
     progress,
     provenance,
     run_script,
@@ -50,6 +49,7 @@ from analyses.jacobian import Jacobian, energies, leading, matrix
 from analyses.report import relative_error
 from experiment.folder import RunError
 from networks.irevnet import IRevNet
+from trainer.weights import load_network
 
 ROUNDING = 2.0**-24  # of a float32, relative, at most
 PARTS = (1e3 / 150_528, 1e4 / 150_528)  # of the singular values: the paper's 1e3 and 1e4
@@ -198,7 +198,7 @@ def run(settings: SpectrumSettings, device: torch.device, console: Console) -> N
     for name in ("leading", "samples"):
         if getattr(settings, name) < 2:
             raise RunError(f"--{name} must be at least 2, got {getattr(settings, name)}.")
-    network = open_network(settings.weights, device)
+    network = load_network(settings.weights, device)
     console.print(f"Differentiating {network.origin}.")
     model = in_arithmetic(network, dtype=torch.float64, quantum=None).requires_grad_(False)
     single = in_arithmetic(network, dtype=torch.float32, quantum=None)

@@ -11,7 +11,6 @@ from analyses.analysis import (
     Settings,
     images,
     in_arithmetic,
-    open_network,
     progress,
     provenance,
     run_script,
@@ -20,7 +19,7 @@ from analyses.analysis import (
 from experiment.folder import RunError
 from experiment.settings import RECIPES
 from networks.presets import PRESETS
-from trainer.weights import Network
+from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")
 
@@ -31,7 +30,7 @@ def network(preset, **overrides):
 
 
 def test_images_are_those_that_the_network_was_trained_on(digits_run):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     test = images(trained, None, "test", CPU, None)
     assert test.count == 360
     assert len(test) == len(list(test))
@@ -43,7 +42,7 @@ def test_images_are_those_that_the_network_was_trained_on(digits_run):
 
 
 def test_fewer_images_are_spread_evenly_over_all(digits_run):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     x, labels = images(trained, None, "test", CPU, None).together()
     some, their_labels = images(trained, None, "test", CPU, 200).together()
     places = [i * 360 // 200 for i in range(200)]
@@ -53,21 +52,21 @@ def test_fewer_images_are_spread_evenly_over_all(digits_run):
 
 def test_other_images_can_be_asked_for(digits_run):
     with pytest.raises(RunError, match="nowhere"):
-        images(open_network(digits_run, CPU), "nowhere", "test", CPU, None)
+        images(load_network(digits_run, CPU), "nowhere", "test", CPU, None)
 
 
 def test_more_images_than_there_are_is_all(digits_run):
-    assert images(open_network(digits_run, CPU), None, "test", CPU, 1000).count == 360
+    assert images(load_network(digits_run, CPU), None, "test", CPU, 1000).count == 360
 
 
 def test_no_images_is_an_error(digits_run):
     with pytest.raises(RunError, match="--limit must be at least 1, got 0"):
-        images(open_network(digits_run, CPU), None, "test", CPU, 0)
+        images(load_network(digits_run, CPU), None, "test", CPU, 0)
 
 
 @pytest.mark.parametrize("quantum", [None, 2**-16])
 def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(digits_run, quantum):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     x, _ = images(trained, None, "test", CPU, 4).together()
     copy = in_arithmetic(trained, dtype=torch.float64, quantum=quantum)
     with torch.no_grad():
@@ -77,7 +76,7 @@ def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(digits_run,
 
 
 def test_a_copy_computes_on_its_grid_or_on_none(digits_run):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     x, _ = images(trained, None, "test", CPU, 1).together()
     with torch.no_grad():
         on_grid = in_arithmetic(trained, dtype=torch.float32, quantum=2**-8).features(x) * 2**8
@@ -109,7 +108,7 @@ def test_results_that_cannot_be_written_are_an_error(tmp_path):
 
 
 def test_numbers_say_where_they_come_from(digits_run):
-    found = provenance(Settings(seed=3), open_network(digits_run, CPU))
+    found = provenance(Settings(seed=3), load_network(digits_run, CPU))
     assert found["settings"]["seed"] == 3
     assert str(digits_run) in found["weights"]
     assert found["data"] == "digits"

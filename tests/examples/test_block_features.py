@@ -4,7 +4,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from analyses.analysis import open_network
 from analyses.block_features import (
     ProbeSettings,
     count_blocks,
@@ -15,6 +14,7 @@ from analyses.block_features import (
 from experiment.folder import RunError
 from networks.irevnet import irevnet_digits
 from networks.resnet import resnet_digits
+from trainer.weights import load_network
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_blocks_are_evenly_spread_and_the_last_is_among_them(count, wanted, chos
 
 
 def test_limits_choose_images_and_samples_are_standardised(digits_run):
-    network = open_network(Path(digits_run), CPU)
+    network = load_network(Path(digits_run), CPU)
     settings = ProbeSettings(train_limit=60, test_limit=20)
     features = read_features(network, settings, CPU, Console(), depths=2)
     assert features.numbers == [1, 3]

@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.analysis import images, in_arithmetic, open_network
+from analyses.analysis import images, in_arithmetic
 from experiment.folder import RunError
 from interpolate import decode_line, distances, evenly_along, main, mix
 from networks.irevnet import IRevNet
+from trainer.weights import load_network
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def trained(digits_run):
-    return open_network(digits_run, CPU)
+    return load_network(digits_run, CPU)
 
 
 @pytest.fixture(scope="module")

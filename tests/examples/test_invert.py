@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.analysis import images, open_network
+from analyses.analysis import images
 from experiment.folder import RunError
 from experiment.settings import RECIPES
 from invert import Noise, in_mode, main
 from networks.presets import PRESETS
-from trainer.weights import Network, save_weights
+from trainer.weights import Network, load_network, save_weights
 
 CPU = torch.device("cpu")
 FLAGS = ["--limit", "40", "--noises", "30", "--float64-limit", "20", "--threads", "1"]
@@ -61,7 +61,7 @@ def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
 
 def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, digits_run):
     results, _ = found
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     x, _ = images(trained, None, "test", CPU, 40).together()
     rounding = x - (x * 2**16).round() / 2**16
     errors = rounding.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
@@ -92,7 +92,7 @@ def test_the_results_are_a_figure_and_numbers_that_say_their_origin(found, digit
 
 
 def test_the_exact_mode_takes_the_grid_of_the_training(digits_run):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     assert in_mode(trained, "exact").body.quantum == 2**-16
     assert in_mode(trained, "float32").body.quantum is None
 
@@ -111,7 +111,7 @@ def test_none_to_decode_is_an_error(digits_run, tmp_path, capsys, flag):
 
 
 def test_features_beyond_the_range_of_exact_sums_are_explained(digits_run, tmp_path, capsys):
-    trained = open_network(digits_run, CPU)
+    trained = load_network(digits_run, CPU)
     with torch.no_grad():
         for weight in trained.model.body.parameters():
             weight *= 100

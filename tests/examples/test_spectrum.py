@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from analyses.analysis import images, in_arithmetic, open_network
+from analyses.analysis import images, in_arithmetic
 from analyses.jacobian import Jacobian, energies, leading, matrix
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
 from networks.irevnet import IRevNet
 from spectrum import decoding, draw, full_spectrum, leading_spectrum, main
+from trainer.weights import load_network
 
 CPU = torch.device("cpu")
 
@@ -21,7 +22,7 @@ def rng():
 
 @pytest.fixture(scope="module")
 def trained(digits_run):
-    return open_network(digits_run, CPU)
+    return load_network(digits_run, CPU)
 
 
 @pytest.fixture(scope="module")

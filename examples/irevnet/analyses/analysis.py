@@ -23,7 +23,7 @@ from networks.irevnet import IRevNet
 from networks.presets import is_invertible
 from trainer.distributed import find_device
 from trainer.training import build_model
-from trainer.weights import Network, load_network
+from trainer.weights import Network
 
 Part = Literal["train", "test"]
 T = TypeVar("T")
@@ -81,11 +81,6 @@ def run_script(
         print("Stopped before there was anything to keep.", file=sys.stderr)
         return 130
     return 0
-
-
-def open_network(weights: Path | None, device: torch.device) -> Network:
-    """The trained network, in evaluation mode."""
-    return load_network(weights, device)
 
 
 def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None) -> IRevNet:
