@@ -88,10 +88,12 @@ def test_the_classes_of_a_folder_are_in_the_order_of_their_names(tmp_path, monke
     assert "top5_accuracy" not in found
 
 
-def test_images_of_more_classes_than_the_network_knows_are_refused(tmp_path, digits, capsys):
-    data = image_folder(tmp_path / "data", [f"class{i:02}" for i in range(11)])
+@pytest.mark.parametrize("classes", [9, 11])
+def test_images_of_other_classes_are_refused(tmp_path, digits, capsys, classes):
+    data = image_folder(tmp_path / "data", [f"class{i:02}" for i in range(classes)])
     assert run("--weights", digits, "--data", data) == 1
-    assert "more classes than the 10 that the network tells apart" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"the network tells 10 classes apart, and {data} has {classes}: give" in error
 
 
 def test_half_the_bits_give_about_the_same(tmp_path, digits):

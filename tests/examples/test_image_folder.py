@@ -1,5 +1,6 @@
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def test_training_and_test_images_are_in_folders_of_their_own(parts):
     assert (train.labels.tolist(), test.labels.tolist(), classes) == ([0, 0, 1], [1], 2)
 
 
+def test_a_test_needs_no_training_images(parts):
+    shutil.rmtree(parts / "train")
+    train, test, classes = read_folders(parts)
+    assert (test.labels.tolist(), classes) == ([0], 1)
+    with pytest.raises(RunError, match=r"there is no folder .*train: --data takes"):
+        train.labels  # noqa: B018
+
+
 def test_an_unreadable_image_is_named(folder):
     (folder / "cat/b.png").write_bytes(b"")
     with pytest.raises(RunError, match=r"cannot read the image .*cat/b.png: it is empty"):
@@ -62,12 +71,12 @@ def test_a_folder_without_classes_is_refused(folder, where, message):
 def test_an_empty_class_is_named(folder):
     (folder / "mouse").mkdir()
     with pytest.raises(RunError, match=r"no image in .*mouse: fill or remove it. Images end in"):
-        ImageFolder(folder, find_classes(folder))
+        ImageFolder(folder, find_classes(folder)).labels  # noqa: B018
 
 
 def test_a_class_that_is_not_trained_on_is_named(folder):
     with pytest.raises(RunError, match="has the class 'dog', which is not trained on"):
-        ImageFolder(folder, ["cat"])
+        ImageFolder(folder, ["cat"]).labels  # noqa: B018
 
 
 def test_a_class_may_be_missing_in_the_test(folder):

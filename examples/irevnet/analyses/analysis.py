@@ -147,7 +147,13 @@ class Images:
 
 
 def images(
-    network: Network, data: str | None, part: Part, device: torch.device, limit: int | None
+    network: Network,
+    data: str | None,
+    part: Part,
+    device: torch.device,
+    limit: int | None,
+    *,
+    classified: bool = False,
 ) -> Images:
     """The images of one part of the data, prepared as the network was trained on them.
 
@@ -157,12 +163,14 @@ def images(
         part: Which images.
         device: Where they are given.
         limit: How many, evenly spread; None takes all, as does more than there are.
+        classified: Whether there must be as many classes as the network tells apart.
     """
     if limit is not None and limit < 1:
         raise RunError(f"--limit must be at least 1, got {limit}.")
     config = network.config if data is None else replace(network.config, data=data)
     normalise = Normalise(config.mean, config.std, device)
-    found = Images(load_plain(config, device, part), normalise)
+    batches = load_plain(config, device, part, network.classes if classified else None)
+    found = Images(batches, normalise)
     return found if limit is None else found.at_most(limit)
 
 

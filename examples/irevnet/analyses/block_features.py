@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,8 +104,9 @@ def read_features(
         console: Shows the progress.
         depths: Behind how many blocks, evenly spread, the last included; None takes all.
     """
-    train = images(network, settings.data, "train", device, settings.train_limit)
-    test = images(network, settings.data, "test", device, settings.test_limit)
+    of = partial(images, network, settings.data, device=device, classified=True)
+    train = of("train", limit=settings.train_limit)
+    test = of("test", limit=settings.test_limit)
     count = count_blocks(network.model, next(iter(test))[0])
     numbers = spread_blocks(count, depths)
     return Features(

@@ -92,7 +92,10 @@ def load_data(config: Config, device: torch.device, share: Share = WHOLE) -> Dat
 
 
 def load_plain(
-    config: Config, device: torch.device, part: Literal["train", "test"]
+    config: Config,
+    device: torch.device,
+    part: Literal["train", "test"],
+    classes: int | None = None,
 ) -> LoadedBatches:
     """All images of a part in order, as a test shows them to the network; read as they are needed.
 
@@ -100,8 +103,14 @@ def load_plain(
         config: The settings of the run, of which those of training are ignored.
         device: Where the batches go.
         part: Which images.
+        classes: How many there must be; None takes any number.
     """
-    train, test, *_ = _open(config)
+    train, test, found, name = _open(config)
+    if classes not in (None, found):
+        raise RunError(
+            f"the network tells {classes:,} classes apart, and {name} has {found:,}: give the "
+            "--data that it was trained on."
+        )
     source = train if part == "train" else test
     epochs = Epochs(len(source.labels), config.batch_size, train=False)
     return _loaded(source, epochs, config, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".
 
 
 class ImageFolder:
-    """The images of ``folder/<class>/``.
+    """The images of ``folder/<class>/``, looked for when they are first needed.
 
     Args:
         folder: Holds the class folders.
@@ -24,24 +25,46 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        strangers = sorted(set(find_classes(folder)) - set(classes))
-        if strangers:
-            raise RunError(f"{folder} has the class {strangers[0]!r}, which is not trained on.")
-        present = [name for name in classes if (folder / name).is_dir()]
-        images = {classes.index(name): _find_images(folder / name) for name in present}
-        # Arrays, since workers that merely look at a million strings come to own a copy of each.
-        self.paths = np.array([path for paths in images.values() for path in paths])
-        self.labels = np.repeat(list(images), [len(paths) for paths in images.values()])
+        self.folder = folder
+        self.classes = classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of all images."""
+        return self._found[1]
 
     def read(self, index: int, mode: str) -> Image.Image:
         """The image as ``"RGB"`` or ``"L"``."""
-        path = os.fsdecode(self.paths[index])
+        path = os.fsdecode(self._found[0][index])
         return read_image(path, mode, path)
+
+    @cached_property
+    def _found(self) -> tuple[np.ndarray, np.ndarray]:
+        """Paths and labels."""
+        strangers = sorted(set(find_classes(self.folder)) - set(self.classes))
+        if strangers:
+            raise RunError(
+                f"{self.folder} has the class {strangers[0]!r}, which is not trained on."
+            )
+        images = {
+            label: _find_images(self.folder / name)
+            for label, name in enumerate(self.classes)
+            if (self.folder / name).is_dir()
+        }
+        # Arrays, since workers that merely look at a million strings come to own a copy of each.
+        return (
+            np.array([path for paths in images.values() for path in paths]),
+            np.repeat(list(images), [len(paths) for paths in images.values()]),
+        )
 
 
 def read_folders(folder: Path) -> tuple[ImageFolder, ImageFolder, int]:
-    """The training and the test images, in train/ and val/, and the number of classes."""
-    classes = find_classes(folder / "train")
+    """The training and the test images, in train/ and val/, and the number of classes.
+
+    For a test val/ alone will do.
+    """
+    only_test = (folder / "val").is_dir() and not (folder / "train").is_dir()
+    classes = find_classes(folder / ("val" if only_test else "train"))
     train, test = (ImageFolder(folder / part, classes) for part in ("train", "val"))
     return train, test, len(classes)
 
