@@ -243,7 +243,6 @@ def summary(spectrum: Spectrum, decoding: Decoding) -> dict[str, Any]:
         **asdict(spectrum),
         **asdict(decoding),
         "condition_number": spectrum.values[0] * decoding.worst,
-        "shares": spectrum.shares(),
         **{f"share_of_first_{part:.2%}": spectrum.first(part) for part in PARTS},
         **{f"values_with_{share:.0%}": spectrum.count(share) for share in SHARES},
         "log_det": spectrum.log_det(),
