@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from sklearn.decomposition import PCA
 
 from analyses.accuracy_curves import Curve, draw, numbers, show
 from analyses.analysis import progress, run_script, save
@@ -31,26 +31,6 @@ from trainer.weights import load_network
 @dataclass(frozen=True)
 class DimensionalitySettings(ProbeSettings):
     """Tells in how many dimensions a network's last features hold the classes."""
-
-
-@dataclass(frozen=True)
-class Components:
-    """Principal components.
-
-    Args:
-        axes: A column for each, of length 1, in falling order of variance.
-        variance: Share of the variance along each, 0 to 1.
-    """
-
-    axes: Tensor
-    variance: Tensor
-
-
-def find_components(x: Tensor) -> Components:
-    """The principal components of features of mean 0, a row for each image."""
-    variances, axes = torch.linalg.eigh((x.T @ x).double().cpu())
-    variances = variances.flip(0).clamp(min=0)
-    return Components(axes.flip(1).to(x), variances / variances.sum())
 
 
 def dimensions(count: int) -> list[int]:
@@ -67,17 +47,17 @@ def reduce(
     console.print(f"Probing {network.origin}.")
     features = read_features(network, settings, device, console, depths=1)
     train, test = features.samples(0)
-    components = find_components(train.x)
+    pca = PCA().fit(train.x)
 
     def first(count: int, samples: Samples) -> Samples:
-        return Samples(samples.x @ components.axes[:, :count], samples.labels)
+        return Samples(pca.transform(samples.x)[:, :count], samples.labels)
 
-    counts = dimensions(train.x.shape[1])
+    counts = dimensions(pca.n_components_)
     probes = [
-        probe(first(count, train), first(count, test), network.classes, seed=settings.seed)
+        probe(first(count, train), first(count, test), seed=settings.seed)
         for count in progress(counts, "probing", console)
     ]
-    variance = components.variance.cumsum(0).tolist()
+    variance = pca.explained_variance_ratio_.cumsum().tolist()
     facts = [{"components": count, "of the variance": variance[count - 1]} for count in counts]
     return Curve(network, features, counts, facts, probes)
 

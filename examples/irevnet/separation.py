@@ -44,7 +44,7 @@ def separate(
     console.print(f"Probing {network.origin}.")
     features = read_features(network, settings, device, console, settings.depths)
     probes = [
-        probe(*features.samples(index), network.classes, seed=settings.seed)
+        probe(*features.samples(index), seed=settings.seed)
         for index in progress(range(len(features.numbers)), "probing", console)
     ]
     facts = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import Container
@@ -49,7 +50,7 @@ class Curve:
     def chance(self) -> float:
         """The accuracy of always guessing the most frequent class."""
         labels = self.features.test.labels
-        return labels.bincount().max().item() / len(labels)
+        return float(np.bincount(labels).max() / len(labels))
 
 
 def names(curves: Sequence[Curve]) -> list[str]:
@@ -83,7 +84,7 @@ def numbers(curves: Sequence[Curve], settings: ProbeSettings) -> dict[str, Any]:
 
 
 def show(curves: Sequence[Curve], console: Console) -> None:
-    """Prints a row for each point, and which SVMs did not converge."""
+    """Prints a row for each point."""
     facts = curves[0].facts[0]
     rows = Table("network", *facts, "SVM", "its cost", "1-NN")
     for column in rows.columns[1:]:
@@ -103,18 +104,6 @@ def show(curves: Sequence[Curve], console: Console) -> None:
         rows.add_row(name, *("" for _ in facts), f"itself {curve.own.value:.2%}", "", "")
         rows.add_section()
     console.print(rows)
-    for name, curve in zip(names(curves), curves, strict=True):
-        _warn(name, curve, console)
-
-
-def _warn(name: str, curve: Curve, console: Console) -> None:
-    for facts, probe in zip(curve.facts, curve.probes, strict=True):
-        if not probe.converged:
-            key, value = next(iter(facts.items()))
-            console.print(
-                f"{name}, {key} {value}: the SVM stopped before it converged, so its accuracy is "
-                "only near that of the best hyperplanes."
-            )
 
 
 def draw(curves: Sequence[Curve], title: str, axis: str, *, logarithmic: bool = False) -> Figure:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from analyses.analysis import Settings, images, progress
-from analyses.linear_svm import FOLDS
-from analyses.probes import Accuracy, Samples, accuracy, standardised
+from analyses.probes import FOLDS, Accuracy, Samples, accuracy
 from experiment.folder import RunError
 from networks.presets import Classifier
 from trainer.weights import Network
@@ -57,8 +58,8 @@ class BlockFeatures:
         accuracy: The network's own.
     """
 
-    blocks: list[Tensor]
-    labels: Tensor
+    blocks: list[np.ndarray]
+    labels: np.ndarray
     accuracy: Accuracy
 
 
@@ -71,20 +72,18 @@ class Features:
         count: How many blocks the network has.
         train: Of the training images.
         test: Of the test images.
-        device: Where they are classified.
     """
 
     numbers: list[int]
     count: int
     train: BlockFeatures
     test: BlockFeatures
-    device: torch.device
 
     def samples(self, index: int) -> tuple[Samples, Samples]:
         """Training and test samples behind a chosen block, standardised by the training images."""
         parts = self.train, self.test
-        x = standardised(*(part.blocks[index].to(self.device) for part in parts))
-        train, test = map(Samples, x, (part.labels.to(self.device) for part in parts))
+        scaler = StandardScaler().fit(self.train.blocks[index])
+        train, test = (Samples(scaler.transform(part.blocks[index]), part.labels) for part in parts)
         return train, test
 
 
@@ -114,7 +113,6 @@ def read_features(
         count,
         gather(network.model, progress(train, "training images", console), numbers),
         gather(network.model, progress(test, "test images", console), numbers),
-        device,
     )
 
 
@@ -140,10 +138,10 @@ def gather(
                 averages[block].append(phi.mean((2, 3)).cpu())
         labels.append(classes.cpu())
         predicted.append(model.classify(phi).argmax(1).cpu())
-    found = [torch.cat(averages.pop(block)) for block in chosen]
+    found = [torch.cat(averages.pop(block)).numpy() for block in chosen]
     _check_finite(found, chosen)
-    truth = torch.cat(labels)
-    return BlockFeatures(found, truth, accuracy(torch.cat(predicted), truth))
+    truth = torch.cat(labels).numpy()
+    return BlockFeatures(found, truth, accuracy(torch.cat(predicted).numpy(), truth))
 
 
 @torch.no_grad()
@@ -158,9 +156,9 @@ def spread_blocks(count: int, wanted: int | None) -> list[int]:
     return [count * step // wanted for step in range(1, wanted + 1)]
 
 
-def _check_finite(features: Sequence[Tensor], blocks: Sequence[int]) -> None:
+def _check_finite(features: Sequence[np.ndarray], blocks: Sequence[int]) -> None:
     for block, x in zip(blocks, features, strict=True):
-        if not x.isfinite().all():
+        if not np.isfinite(x).all():
             raise RunError(
                 f"the features behind block {block} are not finite: the network has diverged, or "
                 "its images are not normalised as in its training."

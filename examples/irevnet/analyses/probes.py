@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
 
-from analyses.linear_svm import choose_cost, fit_svm
-
-CHOICE = 10_000  # samples among which the SVM's cost is chosen
-SCORED = 500  # test samples whose distances to all training samples are in memory at once
+COSTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the SVM, to choose from
+CHOICE = 3_000  # samples among which the cost is chosen
+FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Samples:
         labels: Classes from 0, of shape :math:`(N,)`.
     """
 
-    x: Tensor
-    labels: Tensor
+    x: np.ndarray
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,60 +66,54 @@ class Probe:
     Args:
         svm: Of a linear support vector machine.
         cost: The SVM's cost, chosen by cross-validation.
-        converged: Whether the SVM reached its minimum.
         nearest: Of the class of the nearest training sample.
     """
 
     svm: Accuracy
     cost: float
-    converged: bool
     nearest: Accuracy
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers, for JSON."""
         return {
-            "svm": self.svm.as_dict() | {"cost": self.cost, "converged": self.converged},
+            "svm": self.svm.as_dict() | {"cost": self.cost},
             "nearest_neighbour": self.nearest.as_dict(),
         }
 
 
-def probe(train: Samples, test: Samples, classes: int, *, seed: int = 0) -> Probe:
+def probe(train: Samples, test: Samples, *, seed: int = 0) -> Probe:
     """Trains both classifiers and tests them; the seed is that of the choice of the cost."""
-    some = _spread(train, CHOICE)
-    cost = choose_cost(some.x, some.labels, classes, seed=seed)
-    svm = fit_svm(train.x, train.labels, classes, cost)
+    cost = choose_cost(train, seed)
+    svm = _linear_svm(cost).fit(train.x, train.labels)
+    nearest = KNeighborsClassifier(1, algorithm="brute").fit(train.x, train.labels)
     return Probe(
         svm=accuracy(svm.predict(test.x), test.labels),
         cost=cost,
-        converged=svm.converged,
-        nearest=accuracy(nearest_neighbour(train, test.x), test.labels),
+        nearest=accuracy(nearest.predict(test.x), test.labels),
     )
 
 
-def accuracy(predicted: Tensor, labels: Tensor) -> Accuracy:
-    """The share of predictions that are right."""
-    return Accuracy((predicted == labels).double().mean().item(), len(labels))
+def choose_cost(samples: Samples, seed: int) -> float:
+    """The SVM's cost of the best accuracy in cross-validation; the seed divides into folds."""
+    some = _spread(samples, CHOICE)
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    search = GridSearchCV(_linear_svm(), {"C": COSTS}, cv=folds, refit=False)
+    return float(search.fit(some.x, some.labels).best_params_["C"])
 
 
-def nearest_neighbour(train: Samples, x: Tensor) -> Tensor:
-    """The class of the training sample that is nearest to each row of ``x``."""
-    # |x - t|^2 / 2 up to |x|^2 / 2, which is the same for all t.
-    half = train.x.square().sum(1) / 2
-    nearest = [torch.addmm(half, part, train.x.T, alpha=-1).argmin(1) for part in x.split(SCORED)]
-    return train.labels[torch.cat(nearest)]
+def _linear_svm(cost: float = 1.0) -> LinearSVC:
+    # With more samples than features the primal problem is the quicker one. A tenth of this
+    # tolerance takes a third longer, and changes the accuracy on CIFAR-10 by 0.2 % at most.
+    return LinearSVC(C=cost, dual=False, tol=1e-2)
 
 
 def _spread(samples: Samples, count: int) -> Samples:
     """At most so many, evenly spread: the samples may be sorted by class."""
-    chosen = torch.linspace(0, len(samples.x) - 1, min(count, len(samples.x))).long()
+    count = min(count, len(samples.x))
+    chosen = np.arange(count) * len(samples.x) // count
     return Samples(samples.x[chosen], samples.labels[chosen])
 
 
-def standardised(train: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Features of mean 0 and deviation 1 in ``train``, the others shifted and scaled alike.
-
-    A feature that is the same in all of ``train`` is shifted only.
-    """
-    deviation, mean = torch.std_mean(train, 0)
-    scale = torch.where((train == train[0]).all(0), 1.0, deviation)
-    return tuple((x - mean) / scale for x in (train, *others))
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """The share of predictions that are right."""
+    return Accuracy(float((predicted == labels).mean()), len(labels))
