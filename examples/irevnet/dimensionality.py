@@ -39,6 +39,11 @@ def dimensions(count: int) -> list[int]:
     return [*(step for step in steps if step < count), count]
 
 
+def first(count: int, samples: Samples) -> Samples:
+    """The samples with so many of their features only."""
+    return Samples(samples.x[:, :count], samples.labels)
+
+
 def reduce(
     weights: Path | None, settings: DimensionalitySettings, device: torch.device, console: Console
 ) -> Curve:
@@ -48,13 +53,10 @@ def reduce(
     features = read_features(network, settings, device, console, depths=1)
     train, test = features.samples(0)
     pca = PCA().fit(train.x)
-
-    def first(count: int, samples: Samples) -> Samples:
-        return Samples(pca.transform(samples.x)[:, :count], samples.labels)
-
+    parts = [Samples(pca.transform(part.x), part.labels) for part in (train, test)]
     counts = dimensions(pca.n_components_)
     probes = [
-        probe(first(count, train), first(count, test), seed=settings.seed)
+        probe(*(first(count, part) for part in parts), seed=settings.seed)
         for count in progress(counts, "probing", console)
     ]
     variance = pca.explained_variance_ratio_.cumsum().tolist()
