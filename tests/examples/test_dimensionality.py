@@ -24,6 +24,8 @@ def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, cap
     points = network["points"]
     assert [point["components"] for point in points] == [1, 2, 5, 10, 20, 50, 100, 200, 256]
     assert points[-1]["of the variance"] == pytest.approx(1)
-    assert points[-1]["svm"]["accuracy"] > points[0]["svm"]["accuracy"]
+    one, _, _, _, twenty, *_, every = (point["svm"]["accuracy"] for point in points)
+    assert one < 0.9 * twenty
+    assert twenty > 0.8 * every  # the first components hold the classes, not the last
     for ending in ("png", "pdf"):
         assert (tmp_path / f"dimensionality.{ending}").stat().st_size > 1000

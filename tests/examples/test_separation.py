@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from pictures import noise
 
 import separation
 from analyses import probes
@@ -28,6 +29,14 @@ def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_pat
     assert first["points"][-1]["svm"]["accuracy"] > 0.5 > 0.2 > first["chance"]
     for ending in ("png", "pdf"):
         assert (tmp_path / f"separation.{ending}").stat().st_size > 1000
+
+
+def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        noise(16, 16).save(tmp_path / part / "only/image.png")
+    assert separation.main(["--weights", str(digits_run), "--data", str(tmp_path)]) == 1
+    assert "the network tells 10 classes apart" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
