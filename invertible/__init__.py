@@ -1,8 +1,10 @@
 """Building blocks for invertible networks in PyTorch."""
 
-from . import layers, testing
-from .checkpoint import reversible_checkpoint
-from .drift import Drift, LayerDrift, measure_drift
+from . import testing
+from ._support.no_trace import no_trace
+from .checkpointing import Drift, LayerDrift, measure_drift, reversible_checkpoint
+from .composition import Inverse, InvertibleSequential, Parallel
+from .exact import Quantize
 from .layers import (
     AdditiveCoupling,
     Flatten,
@@ -11,18 +13,15 @@ from .layers import (
     Merge,
     PairRotation,
     PairScaling,
-    Parallel,
     Permute,
     PixelShuffle,
     PixelUnshuffle,
-    Quantize,
     Reshape,
     Split,
     Swap,
 )
-from .module import Inverse, InvertibleModule, Pair, State
-from .sequential import InvertibleSequential
-from .trace import no_trace
+from .module import InvertibleModule
+from .state import Pair, State
 
 __version__ = "0.1.0"
 
@@ -49,7 +48,6 @@ __all__ = [
     "Split",
     "State",
     "Swap",
-    "layers",
     "measure_drift",
     "no_trace",
     "reversible_checkpoint",

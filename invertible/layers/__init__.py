@@ -1,14 +1,12 @@
 """The layers, a file a family."""
 
+from .channel_pairs import PairRotation, PairScaling
 from .coupling import AdditiveCoupling
 from .padding import InjectivePad
-from .parallel import Parallel
-from .partition import Merge, Split
-from .permutation import Permute, Swap
+from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
-from .quantize import Quantize
-from .reshape import Flatten, Reshape
-from .shear import PairRotation, PairScaling
+from .shapes import Flatten, Reshape
+from .streams import Merge, Split, Swap
 from .wavelet import HaarWavelet
 
 __all__ = [
@@ -19,11 +17,9 @@ __all__ = [
     "Merge",
     "PairRotation",
     "PairScaling",
-    "Parallel",
     "Permute",
     "PixelShuffle",
     "PixelUnshuffle",
-    "Quantize",
     "Reshape",
     "Split",
     "Swap",

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_context, describe, expect_streams
-from .._memory_format import canonical
-from ..grid import check_dtype, check_quantum, round_to_grid
-from ..module import InvertibleModule, Pair, Restore
-from ..trace import no_trace, version
+from .._support.checks import check_context, describe, expect_streams
+from .._support.memory_format import canonical
+from .._support.no_trace import no_trace
+from ..exact.grid import check_dtype, check_quantum, round_to_grid
+from ..module import InvertibleModule, Restore
+from ..state import Pair, version
 
 
 class AdditiveCoupling(InvertibleModule):

@@ -7,9 +7,9 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import FROM_FORWARD, expect_tensor
+from .._support.checks import FROM_FORWARD, expect_tensor
 from ..module import InvertibleModule
-from .partition import _rank_for
+from .streams import _rank_for
 
 
 class InjectivePad(InvertibleModule):

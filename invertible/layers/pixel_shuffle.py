@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from .._checks import FROM_FORWARD, describe, expect_tensor, name_of
-from .._memory_format import is_channels_last
+from .._support.checks import FROM_FORWARD, describe, expect_tensor, name_of
+from .._support.memory_format import is_channels_last
 from ..module import InvertibleModule
 
 Order = Literal["channel-major", "offset-major"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import describe, expect_tensor
-from .._memory_format import memory_format
-from ..grid import check_dtype, check_quantum, round_to_grid
+from .._support.checks import describe, expect_tensor
+from .._support.memory_format import memory_format
+from ..exact.grid import check_dtype, check_quantum, round_to_grid
 from ..module import InvertibleModule
 from .pixel_shuffle import Order, PixelUnshuffle
 

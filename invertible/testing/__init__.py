@@ -3,6 +3,6 @@
 :mod:`invertible.testing.strategies` has the Hypothesis strategies; it alone needs Hypothesis.
 """
 
-from .inverse import LAWS, InversecheckError, inversecheck
+from .inversecheck import LAWS, InversecheckError, inversecheck
 
 __all__ = ["LAWS", "InversecheckError", "inversecheck"]

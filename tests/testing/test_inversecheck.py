@@ -23,9 +23,9 @@ from invertible import (
     State,
     Swap,
 )
+from invertible.state import tensors as tensors_in
 from invertible.testing import LAWS, InversecheckError, inversecheck
 from invertible.testing.strategies import tensors
-from invertible.trace import tensors as tensors_in
 
 # --- layers that break a law, each in one way
 

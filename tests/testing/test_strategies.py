@@ -5,7 +5,7 @@ import torch
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from invertible._memory_format import is_channels_last
+from invertible._support.memory_format import is_channels_last
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
 

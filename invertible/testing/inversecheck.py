@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .._checks import describe
-from .._direction import Direction
-from .._memory_format import memory_format
-from ..checkpoint import reversible_checkpoint
-from ..module import Inverse, InvertibleModule, State, call, call_inverse
-from ..trace import accelerators, get_rng_states, no_trace, same_rng_states, tensors
+from .._support.checks import describe
+from .._support.generators import accelerators, get_rng_states, same_rng_states
+from .._support.memory_format import memory_format
+from .._support.no_trace import no_trace
+from ..checkpointing.checkpoint import reversible_checkpoint
+from ..composition.inverse import Inverse
+from ..direction import Direction
+from ..module import InvertibleModule, call, call_inverse
+from ..state import State, tensors
 
 # The Jacobian takes a backward pass a number: at most so many in a state.
 JACOBIAN_LIMIT = 256

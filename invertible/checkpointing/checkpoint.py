@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import check_context
-from ._direction import Direction
-from ._frame import Frame, Kept, detach
-from ._steps import Step, has_hooks, steps
+from .._support.checks import check_context
+from .._support.no_trace import lock
+from ..direction import Direction
+from ..exact.grid import check_entrance, check_exit, check_layer
+from ..module import InvertibleModule, call, located
+from ..state import detach
 from .drift import current_drift
-from .grid import check_entrance, check_exit, check_layer
-from .module import InvertibleModule, call, located
-from .trace import lock
+from .frame import Frame, Kept
+from .plan import Step, has_hooks, steps
 
 
 class _Thread(threading.local):

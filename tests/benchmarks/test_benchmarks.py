@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from comparing.meters import measure_memory, total_error, worst_error
 from comparing.networks import Workload, largest_that, measure
 from comparing.setting import Setting
@@ -158,7 +158,7 @@ def test_the_command_prints_and_writes_all_it_measures(tmp_path, capsys):
 
 def _command():
     # Under a name of its own: tests/checkpointing.py has the plain one.
-    path = Path(__file__).parents[1] / "benchmarks" / "checkpointing.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "checkpointing.py"
     spec = importlib.util.spec_from_file_location("checkpointing_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

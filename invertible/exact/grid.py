@@ -8,9 +8,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from ._direction import Direction
-from .module import InvertibleModule
-from .trace import accelerators, tensors
+from .._support.generators import accelerators
+from ..direction import Direction
+from ..module import InvertibleModule
+from ..state import tensors
 
 
 class _Round(torch.autograd.Function):

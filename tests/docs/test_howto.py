@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-SCRIPTS = Path(__file__).parents[1] / "docs" / "howto" / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "docs" / "howto" / "scripts"
 PEERS = {"memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib", "freia": "FrEIA"}
 
 

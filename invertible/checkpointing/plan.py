@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ._direction import Direction
-from .module import InvertibleModule
+from ..direction import Direction
+from ..module import InvertibleModule
 
 NO_LAYERS = "InvertibleSequential has no layers to run: append some first."
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from checkpointing import assert_same_step, body, bottleneck, images, step
+from bodies import assert_same_step, body, bottleneck, images, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

@@ -10,62 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .generators import accelerators, get_rng_states, set_rng_states
+
 # Buffers and the default generators belong to the whole process: whoever swaps them out for
 # a while holds this lock, so that two threads inverting one network cannot mix them up.
 lock = threading.RLock()
-
-
-def tensors(state: Any) -> Iterator[Tensor]:
-    """The tensors in a state or a context, however nested in tuples, lists and dicts."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple | list):
-        for part in state:
-            yield from tensors(part)
-    elif isinstance(state, dict):
-        yield from tensors(list(state.values()))
-
-
-def accelerators(state: Any) -> list[torch.device]:
-    """The devices other than the CPU that a state lies on: those whose generators it may use."""
-    found = {x.device: None for x in tensors(state) if x.device.type not in ("cpu", "meta")}
-    return list(found)
-
-
-RNGStates = list[Tensor]
-
-
-def get_rng_states(devices: list[torch.device]) -> RNGStates:
-    """The states of the CPU's default generator and of each device's."""
-    states = [torch.get_rng_state()]
-    for device in devices:
-        module = torch.get_device_module(device)
-        # torch.mps has one device, and takes none.
-        states.append(module.get_rng_state(*[] if device.type == "mps" else [device]))
-    return states
-
-
-def set_rng_states(devices: list[torch.device], states: RNGStates) -> None:
-    """Puts back what :func:`get_rng_states` returned for the same devices."""
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
-        module = torch.get_device_module(device)
-        module.set_rng_state(state, *[] if device.type == "mps" else [device])
-
-
-def same_rng_states(one: RNGStates, other: RNGStates) -> bool:
-    """Whether no number was drawn in between."""
-    return len(one) == len(other) and all(map(torch.equal, one, other))
-
-
-def version(x: Tensor) -> int:
-    """How often a tensor was changed in place; 0 where torch does not count."""
-    if torch.compiler.is_compiling():
-        return 0
-    try:
-        return x._version
-    except RuntimeError:  # an inference tensor
-        return 0
 
 
 def parts(module: nn.Module) -> list[nn.Module]:

@@ -10,12 +10,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
-from ._checks import check_context, describe
-from ._direction import Direction
-from ._steps import NO_LAYERS, steps
-from .grid import check_entrance, check_exit, check_layer
-from .module import InvertibleModule, Member, finest, located
+from .._support.checks import check_context, describe
+from ..checkpointing import checkpoint
+from ..checkpointing.plan import NO_LAYERS, steps
+from ..direction import Direction
+from ..exact.grid import check_entrance, check_exit, check_layer
+from ..module import InvertibleModule, Member, finest, located
 
 
 class InvertibleSequential(InvertibleModule):

@@ -1,4 +1,4 @@
-"""One tensor to several streams, and back."""
+"""One tensor to several streams and back, and streams in another order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._checks import expect_streams, expect_tensor, name_of
+from .._support.checks import expect_streams, expect_tensor, name_of
 from ..module import InvertibleModule
+from ..state import Pair
 
 
 class _Partition(InvertibleModule):
@@ -156,3 +157,34 @@ class Merge(_Partition):
 
     def inverse(self, y: Tensor) -> tuple[Tensor, ...]:
         return self._cut(y, inverse=True)
+
+
+class Swap(InvertibleModule):
+    r"""Exchanges the two streams of a pair.
+
+    .. math:: (x_1, x_2) \mapsto (x_2, x_1)
+
+    Shape:
+        - Input: a pair of tensors.
+        - Output: the same pair in the other order.
+
+    Raises:
+        TypeError: When called on anything but a tuple of tensors.
+        ValueError: When called on a tuple of another length than 2.
+
+    Example:
+        >>> y1, y2 = Swap()((torch.zeros(1, 2), torch.ones(1, 2)))
+        >>> y1
+        tensor([[1., 1.]])
+    """
+
+    volume_preserving = True
+    quantum = math.inf
+
+    def forward(self, x: Pair) -> Pair:
+        x1, x2 = expect_streams(self, x, 2)
+        return x2, x1
+
+    def inverse(self, y: Pair) -> Pair:
+        y1, y2 = expect_streams(self, y, 2)
+        return y2, y1

@@ -11,19 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ._steps import Step
-from .module import restore_state
-from .trace import (
+from .._support.generators import (
     RNGStates,
     accelerators,
     get_rng_states,
-    parts,
     same_rng_states,
     set_rng_states,
-    tensors,
-    untouched,
-    version,
 )
+from .._support.no_trace import parts, untouched
+from ..module import restore_state
+from ..state import tensors, version
+from .plan import Step
 
 
 class Kept:
@@ -246,11 +244,6 @@ def _autocast_settings(devices: list[torch.device]) -> list[dict[str, Any]]:
         }
         for kind in {"cpu", *(device.type for device in devices)}
     ]
-
-
-def detach(state: Any) -> Any:
-    """A state cut off from the graph, with the same memory."""
-    return tuple(map(detach, state)) if isinstance(state, tuple) else state.detach()
 
 
 def _with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:

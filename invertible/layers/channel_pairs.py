@@ -8,9 +8,9 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
-from .._checks import expect_tensor
-from .._memory_format import memory_format
-from ..grid import check_dtype, check_quantum, round_to_grid
+from .._support.checks import expect_tensor
+from .._support.memory_format import memory_format
+from ..exact.grid import check_dtype, check_quantum, round_to_grid
 from ..module import InvertibleModule
 
 # A shear adds a multiple of one half of the channels to the other: the half that is changed,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._frame import Frame, detach
-from .trace import tensors
+from ..state import detach, tensors
+from .frame import Frame
 
 _current: ContextVar[Drift | None] = ContextVar("drift", default=None)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grid import check_dtype, check_quantum, round_to_grid, stay_in_range
 from ..module import InvertibleModule
-from ..trace import tensors
+from ..state import tensors
+from .grid import check_dtype, check_quantum, round_to_grid, stay_in_range
 
 
 class Quantize(InvertibleModule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .trace import parts
+from .no_trace import parts
 
 
 def is_channels_last(x: Tensor) -> bool:

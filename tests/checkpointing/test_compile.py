@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from checkpointing import assert_same_step, body, images, step
+from bodies import assert_same_step, body, images, step
 
 # Dynamo warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings(

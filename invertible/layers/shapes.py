@@ -8,8 +8,8 @@ from math import prod
 
 from torch import Tensor
 
-from .._checks import describe, expect_tensor, name_of
-from .._memory_format import memory_format
+from .._support.checks import describe, expect_tensor, name_of
+from .._support.memory_format import memory_format
 from ..module import InvertibleModule
 
 

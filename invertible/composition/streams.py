@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_context, describe, expect_streams
-from .._direction import Direction
+from .._support.checks import check_context, describe, expect_streams
+from ..direction import Direction
 from ..module import InvertibleModule, Restore, finest
 
 

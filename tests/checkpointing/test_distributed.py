@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpointing import body, images
+from bodies import body, images
 from torch import distributed, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel

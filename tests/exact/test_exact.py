@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from checkpointing import bottleneck, images
+from bodies import bottleneck, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from registry import EXACT_LAYERS, LAYERS, QUANTUM
@@ -25,9 +25,9 @@ from invertible import (
     Quantize,
     Split,
     Swap,
-    grid,
     reversible_checkpoint,
 )
+from invertible.exact import grid
 from invertible.testing import LAWS, inversecheck
 from invertible.testing.strategies import image_shapes, tensors
 

@@ -1,0 +1,1 @@
+"""What several folders need; nothing here is public but no_trace."""

@@ -1,0 +1,7 @@
+"""Layers made of layers."""
+
+from .inverse import Inverse
+from .sequential import InvertibleSequential
+from .streams import Parallel
+
+__all__ = ["Inverse", "InvertibleSequential", "Parallel"]
