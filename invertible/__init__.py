@@ -2,8 +2,16 @@
 
 from . import testing
 from ._support.no_trace import no_trace
-from .checkpointing import Drift, LayerDrift, measure_drift, reversible_checkpoint
-from .composition import Inverse, InvertibleSequential, Parallel
+from .checkpointing import (
+    Drift,
+    LayerDrift,
+    Rebuild,
+    Replay,
+    is_rebuilding,
+    measure_drift,
+    reversible_checkpoint,
+)
+from .composition import Composite, Inverse, InvertibleSequential, OnStreams, Parallel
 from .exact import Quantize
 from .layers import (
     AdditiveCoupling,
@@ -17,16 +25,18 @@ from .layers import (
     PixelShuffle,
     PixelUnshuffle,
     Reshape,
+    ReversibleBlock,
     Split,
     Swap,
 )
-from .module import InvertibleModule
+from .module import InvertibleModule, Member
 from .state import Pair, State
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveCoupling",
+    "Composite",
     "Drift",
     "Flatten",
     "HaarWavelet",
@@ -35,7 +45,9 @@ __all__ = [
     "InvertibleModule",
     "InvertibleSequential",
     "LayerDrift",
+    "Member",
     "Merge",
+    "OnStreams",
     "Pair",
     "PairRotation",
     "PairScaling",
@@ -44,10 +56,14 @@ __all__ = [
     "PixelShuffle",
     "PixelUnshuffle",
     "Quantize",
+    "Rebuild",
+    "Replay",
     "Reshape",
+    "ReversibleBlock",
     "Split",
     "State",
     "Swap",
+    "is_rebuilding",
     "measure_drift",
     "no_trace",
     "reversible_checkpoint",

@@ -1,4 +1,4 @@
-"""Running a layer forward or backward, with its log-determinant or without."""
+"""Running a layer in one of its four ways: forward or backward, with its log-determinant or not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .module import InvertibleModule, call, call_inverse
+from .module import InvertibleModule
+from .state import State
 
 
 class Direction(NamedTuple):
@@ -15,17 +16,31 @@ class Direction(NamedTuple):
     inverted: bool = False
     log_det: bool = False
 
-    def run(self, layer: InvertibleModule, state: Any, context: Any) -> tuple[Any, Tensor | None]:
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return ("inverse" if self.inverted else "forward") + ("_and_log_det" * self.log_det)
+
+    def run(
+        self, layer: InvertibleModule, state: State, context: Any
+    ) -> tuple[State, Tensor | None]:
         """Runs a layer; the log-determinant is None unless it is asked for."""
         if not self.log_det:
             return (call_inverse if self.inverted else call)(layer, state, context), None
-        method = layer.inverse_and_log_det if self.inverted else layer.forward_and_log_det
-        return method(state, context) if layer.conditional else method(state)
+        method: Any = layer.inverse_and_log_det if self.inverted else layer.forward_and_log_det
+        return method(state, context) if layer.conditional else method(state)  # type: ignore[no-any-return]
 
-    def undo(self, layer: InvertibleModule, state: Any, context: Any) -> Any:
+    def undo(self, layer: InvertibleModule, state: State, context: Any) -> State:
         """Runs a layer the other way."""
-        return (call if self.inverted else call_inverse)(layer, state, context)
+        return (call if self.inverted else call_inverse)(layer, state, context)  # type: ignore[no-any-return]
 
-    def flipped(self) -> Direction:
-        """The other way."""
-        return self._replace(inverted=not self.inverted)
+
+def call(layer: InvertibleModule, x: State, context: Any) -> Any:
+    """Runs a layer, with the context if it takes one."""
+    return layer(x, context) if layer.conditional else layer(x)
+
+
+def call_inverse(layer: InvertibleModule, y: State, context: Any) -> Any:
+    """Runs a layer backwards, with the context if it takes one."""
+    inverse: Any = layer.inverse  # the abstract one takes no context
+    return inverse(y, context) if layer.conditional else inverse(y)

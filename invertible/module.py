@@ -2,94 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ._support.checks import check_context
-from ._support.generators import accelerators, get_rng_states, same_rng_states
-from .state import tensors
+from ._support.compiling import calling
+from .state import State, streams_of
 
-Restore = Callable[[Tensor, int], Tensor]
-# Its name, the layer, and whether it is run backwards.
-Member = tuple[str, "InvertibleModule", bool]
-
-
-def call(layer: InvertibleModule, x: Any, context: Any) -> Any:
-    """Runs a layer, with the context if it takes one."""
-    return layer(x, context) if layer.conditional else layer(x)
-
-
-def call_inverse(layer: InvertibleModule, y: Any, context: Any) -> Any:
-    """Runs a layer backwards, with the context if it takes one."""
-    inverse: Any = layer.inverse  # the abstract one takes no context
-    return inverse(y, context) if layer.conditional else inverse(y)
-
-
-def _calling(module: nn.Module) -> Callable[..., Any]:
-    """A function that calls a module.
-
-    ``module.compile()`` does nothing, in silence, for modules whose forward is torch's own, such as
-    ``nn.Sequential`` (torch 2.13): the compiler skips torch's files, but not this one.
-    """
-
-    def call_module(*args: Any, **kwargs: Any) -> Any:
-        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    return call_module
-
-
-def finest(layers: Iterable[InvertibleModule]) -> float | None:
-    """The quantum of a composition: its layers' finest, or None if one has none."""
-    quanta = [layer.quantum for layer in layers]
-    known = [quantum for quantum in quanta if quantum is not None]
-    return min(known, default=math.inf) if len(known) == len(quanta) else None
-
-
-def located(name: str, layer: InvertibleModule) -> str:
-    """The note on an error inside a layer of a composition."""
-    return f"In layer {name} ({type(layer).__name__}) of an InvertibleSequential."
-
-
-def restore_state(state: Any, restore: Restore) -> Any:
-    """Restores every stream of a state."""
-    if isinstance(state, tuple):
-        return tuple(restore(stream, i) for i, stream in enumerate(state))
-    return restore(state, 0)
-
-
-def _require_undone(
-    layer: InvertibleModule, again: Callable[..., Any], x: Any, y: Any, context: Any
-) -> None:
-    """Runs a layer on its rebuilt input, and sees whether random numbers led elsewhere.
-
-    A layer that draws several times draws in another order when it is inverted, and what was
-    rebuilt is then wrong. Where nothing is drawn, nothing is compared.
-    """
-    devices = accelerators((x, context))
-    before = get_rng_states(devices)
-    result = again(layer, x, context)
-    if same_rng_states(before, get_rng_states(devices)):
-        return
-    for found, expected in zip(tensors(result), tensors(y), strict=True):
-        error = (found.detach() - expected).norm() / expected.norm()
-        if not error <= 0.1:
-            raise RuntimeError(
-                f"{type(layer).__name__} draws random numbers, and its inverse does not undo "
-                f"what was drawn in the forward pass: the rebuilt state is wrong by {error:.2g} "
-                "of its norm. Make it an InvertibleSequential of its parts, or override "
-                "rebuild_forward and rebuild_inverse."
-            )
-
-
-def zero_log_det(state: Any) -> Tensor:
-    """The log-determinant of a layer that preserves volume, one zero an example."""
-    first = next(tensors(state))
-    return first.new_zeros(first.shape[0])
+if TYPE_CHECKING:
+    from .checkpointing.replay import Replay
 
 
 class InvertibleModule(nn.Module, ABC):
@@ -139,19 +64,31 @@ class InvertibleModule(nn.Module, ABC):
         return False
 
     @property
+    def requires_context(self) -> bool:
+        """Whether a conditional layer can't do without its context."""
+        return self.conditional
+
+    @property
+    def moves_only(self) -> bool:
+        """Whether the layer only moves numbers, and neither computes nor draws.
+
+        Such a layer is exact on every grid, and reversible checkpointing undoes it for nothing.
+        """
+        return False
+
+    @property
     def quantum(self) -> float | None:
         """The grid that the layer keeps a state on, in both directions and bit for bit.
 
         A layer that rounds what it adds names its quantum :math:`q`: multiples of :math:`q`
-        become multiples of :math:`q`. A layer that only moves numbers keeps every grid, and has
-        ``math.inf``. None, the default, promises nothing.
+        become multiples of :math:`q`. None, the default, promises nothing.
         """
         return None
 
     @property
     def exact(self) -> bool:
         """Whether states on the grid are inverted bit for bit, within its range."""
-        return self.quantum is not None
+        return self.moves_only or self.quantum is not None
 
     @abstractmethod
     def forward(self, x: Any) -> Any:
@@ -172,8 +109,8 @@ class InvertibleModule(nn.Module, ABC):
             NotImplementedError: If the layer defines no log-determinant.
         """
         self._require_volume_preserving()
-        check_context(self, self.conditional, context)
-        return call(self, x, context), zero_log_det(x)
+        check_context(self, context)
+        return self(x, context) if self.conditional else self(x), _zeros(x)
 
     def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
         r"""Returns the pre-image and :math:`\log |\det \partial x / \partial y|`, in one pass.
@@ -186,8 +123,38 @@ class InvertibleModule(nn.Module, ABC):
             NotImplementedError: If the layer defines no log-determinant.
         """
         self._require_volume_preserving()
-        check_context(self, self.conditional, context)
-        return call_inverse(self, y, context), zero_log_det(y)
+        check_context(self, context)
+        inverse: Any = self.inverse  # the abstract one takes no context
+        return inverse(y, context) if self.conditional else inverse(y), _zeros(y)
+
+    def rebuild(self, y: Any, replay: Replay) -> Any:
+        """Rebuilds the input of a run from its output, and runs it again for autograd.
+
+        Reversible checkpointing calls this in the backward pass, for each of the layer's four
+        methods alike: ``replay`` says which one ran. What autograd saves meanwhile stands in for
+        what it saved in the forward pass, so the same operations must run in the same order, with
+        grad, on inputs that passed through :meth:`Replay.restore`.
+
+        By default the layer is inverted and then run, two evaluations of its sub-networks. A
+        layer that can do with one overrides this method, as :class:`AdditiveCoupling` does.
+
+        Args:
+            y: The output, cut off from the graph.
+            replay: What ran, and what it needs to run again: see :class:`Replay`.
+
+        Returns:
+            The input.
+        """
+        x = replay.undo(y)
+        replay.run(x)
+        return x
+
+    def members(self) -> Sequence[Member] | None:
+        """The layers that a composition runs, in the order of its ``forward``; None for a layer.
+
+        See :class:`Composite`.
+        """
+        return None
 
     def compile_subnetworks(self, **options: Any) -> Self:
         """Compiles the sub-networks in place, each by itself, with ``torch.compile``.
@@ -207,53 +174,13 @@ class InvertibleModule(nn.Module, ABC):
             if isinstance(part, InvertibleModule):
                 for child in part.children():
                     if not isinstance(child, InvertibleModule):
-                        child._compiled_call_impl = torch.compile(_calling(child), **options)
+                        child._compiled_call_impl = torch.compile(calling(child), **options)
         return self
-
-    def rebuild_forward(self, y: Any, restore: Restore, context: Any = None) -> Any:
-        """Rebuilds the input of :meth:`forward` from its output, and runs it again.
-
-        Reversible checkpointing calls this in the backward pass, with grad enabled and with
-        the buffers, the random state and the autocast setting that ``forward`` saw. What
-        autograd saves meanwhile stands in for what it saved in ``forward``: the same operations
-        must run in the same order, on inputs that passed through ``restore``.
-
-        By default the layer is inverted and then run. A layer that can do with one evaluation
-        of its sub-network overrides this method, as :class:`AdditiveCoupling` does, together with
-        :meth:`rebuild_inverse`.
-
-        Args:
-            y: The output, cut off from the graph.
-            restore: Gives a rebuilt tensor the strides and the ``requires_grad`` that stream
-                ``i`` of the input had: ``restore(x, i)``.
-            context: The context, for a conditional layer.
-
-        Returns:
-            The input, all of it restored.
-        """
-        with torch.no_grad():
-            x = restore_state(call_inverse(self, y, context), restore)
-        _require_undone(self, call, x, y, context)
-        return x
-
-    def rebuild_inverse(self, x: Any, restore: Restore, context: Any = None) -> Any:
-        """Rebuilds the input of :meth:`inverse` from its output, and runs it again.
-
-        The mirror image of :meth:`rebuild_forward`.
-        """
-        with torch.no_grad():
-            y = restore_state(call(self, x, context), restore)
-        _require_undone(self, call_inverse, y, x, context)
-        return y
 
     @property
     def _puts_on_grid(self) -> bool:
         """Whether an exact layer takes states beside the grid, and rounds them."""
         return False
-
-    def _members(self, inverted: bool) -> list[Member] | None:  # noqa: ARG002
-        """What a composition runs, in running order; None for a layer."""
-        return None
 
     def _require_volume_preserving(self) -> None:
         if not self.volume_preserving:
@@ -262,3 +189,22 @@ class InvertibleModule(nn.Module, ABC):
                 "of 0 sets volume_preserving = True; any other overrides forward_and_log_det and "
                 "inverse_and_log_det."
             )
+
+
+class Member(NamedTuple):
+    """A layer of a composition, as :meth:`InvertibleModule.members` lists it."""
+
+    name: str
+    """Name of the layer in the composition, as in ``named_children``."""
+    layer: InvertibleModule
+    """The layer."""
+    inverted: bool = False
+    """Whether the composition's ``forward`` runs the layer's ``inverse``."""
+    streams: int | tuple[int, ...] | None = None
+    """Which streams of the state the layer gets: all, one as a bare tensor, or a tuple of some."""
+
+
+def _zeros(state: State) -> Tensor:
+    """The log-determinant of a layer that preserves volume, one zero an example."""
+    first = streams_of(state)[0]
+    return first.new_zeros(first.shape[0])

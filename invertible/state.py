@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,25 @@ Pair = tuple[Tensor, Tensor]
 State = Tensor | tuple[Tensor, ...]
 
 
-def tensors(state: Any) -> Iterator[Tensor]:
+def streams_of(state: State) -> tuple[Tensor, ...]:
+    """The tensors of a state; a tensor by itself is one stream."""
+    return state if isinstance(state, tuple) else (state,)
+
+
+def map_streams(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """The state with a function applied to each stream."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
     """The tensors in a state or a context, however nested in tuples, lists and dicts."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple | list):
-        for part in state:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
             yield from tensors(part)
-    elif isinstance(state, dict):
-        yield from tensors(list(state.values()))
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
 
 
 def version(x: Tensor) -> int:
@@ -33,6 +43,9 @@ def version(x: Tensor) -> int:
         return 0
 
 
-def detach(state: Any) -> Any:
-    """A state cut off from the graph, with the same memory."""
-    return tuple(map(detach, state)) if isinstance(state, tuple) else state.detach()
+def versions(xs: Sequence[Tensor]) -> list[int]:
+    """:func:`version` of each tensor, quicker."""
+    try:
+        return [x._version for x in xs]
+    except RuntimeError:
+        return [version(x) for x in xs]

@@ -277,32 +277,30 @@ torch.testing.assert_close(network.inverse(y, labels), x)
 # </explanation/memory>`. By default it is inverted in the backward pass, and then
 # run once more: the sub-network is evaluated twice. A coupling can do with once,
 # since the shift that takes :math:`y_1` back to :math:`x_1` is the one whose
-# gradient is wanted. Two methods say so. Their operations are those of
-# ``forward``, or of ``inverse``, in the same order, on inputs that passed through
-# ``restore``; autograd then finds saved what it had saved the first time.
+# gradient is wanted. The method ``rebuild`` says so, for both directions. Its
+# operations are those of ``forward``, or of ``inverse`` if ``replay.inverted``, in
+# the same order, on inputs that passed through ``replay.restore``; autograd then
+# finds saved what it had saved the first time.
 
 
 class FrugalCoupling(AffineCoupling):
-    def rebuild_forward(self, y, restore):
+    def rebuild(self, y, replay):
         y1, x2 = y
-        x2 = restore(x2, 1)  # stream 1 of the input
+        x2 = replay.restore(x2, 1)  # stream 1 of the input
         log_scale, shift = self.f(x2).chunk(2, dim=1)
         with torch.no_grad():
-            x1 = (y1 - shift) * (-log_scale).exp()
-        x1 = restore(x1, 0)
-        x1 * log_scale.exp() + shift  # autograd saves what it saved in forward
+            x1 = self.map(y1, log_scale, shift, not replay.inverted)
+        x1 = replay.restore(x1, 0)
+        self.map(
+            x1, log_scale, shift, replay.inverted
+        )  # autograd saves the same again
         return x1, x2
 
-    def rebuild_inverse(self, x, restore):
-        x1, x2 = x
-        x2 = restore(x2, 1)
-        with no_trace(self.f, x):
-            log_scale, shift = self.f(x2).chunk(2, dim=1)
-        with torch.no_grad():
-            y1 = x1 * log_scale.exp() + shift
-        y1 = restore(y1, 0)
-        (y1 - shift) * (-log_scale).exp()
-        return y1, x2
+    @staticmethod
+    def map(x1, log_scale, shift, inverted):
+        if inverted:
+            return (x1 - shift) * (-log_scale).exp()
+        return x1 * log_scale.exp() + shift
 
 
 # %%

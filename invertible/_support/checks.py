@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..module import InvertibleModule
 
 FROM_FORWARD = "Pass what its forward returned."
 
@@ -49,9 +53,14 @@ def expect_tensor(layer: object, x: Any, *, min_dim: int = 2, inverse: bool = Fa
 
 
 def expect_streams(
-    layer: object, x: Any, count: int, *, inverse: bool = False
+    layer: object, x: Any, count: int | None, *, inverse: bool = False
 ) -> tuple[Tensor, ...]:
-    """Returns ``x`` if it is a tuple of ``count`` like tensors, and raises otherwise."""
+    """Returns ``x`` if it is a tuple of ``count`` like tensors, and raises otherwise.
+
+    None stands for any count.
+    """
+    if type(x) is tuple and (len(x) == count or count is None) and _are_alike(x):
+        return x
     name = name_of(layer, inverse)
     split = "Split()" if count == 2 else "Split(sizes)"
     kind = "a pair of tensors" if count == 2 else f"a tuple of {_tensors(count)}"
@@ -61,7 +70,7 @@ def expect_streams(
         else:
             hint = FROM_FORWARD if inverse else f"Put {split} before it to make them."
         raise TypeError(f"{name} takes {kind}, got {describe(x)}. {hint}")
-    if len(x) != count:
+    if count is not None and len(x) != count:
         raise ValueError(
             f"{name} takes {kind}, got {describe(x)}. "
             + (FROM_FORWARD if inverse else f"{split} makes as many as it takes.")
@@ -79,18 +88,63 @@ def expect_streams(
     return x
 
 
-def _tensors(count: int) -> str:
+def _are_alike(streams: tuple[Any, ...]) -> bool:
+    """Whether all are tensors, of one dtype on one device."""
+    first = streams[0] if streams else None
+    if not isinstance(first, Tensor):
+        return False
+    dtype, device = first.dtype, first.device
+    for stream in streams[1:]:
+        if not isinstance(stream, Tensor) or stream.dtype != dtype or stream.device != device:
+            return False
+    return True
+
+
+def _tensors(count: int | None) -> str:
+    if count is None:
+        return "tensors"
     return "1 tensor" if count == 1 else f"{count} tensors"
 
 
-def check_context(layer: object, conditional: bool, context: Any) -> None:
+def check_context(layer: InvertibleModule, context: Any) -> None:
     """Raises when a context is missing, or given to a layer that would ignore it."""
-    name = type(layer).__name__
-    if conditional and context is None:
-        raise TypeError(f"{name} is conditional and got no context. Call it as layer(x, context).")
-    if not conditional and context is not None:
+    check_contexts(layer, [layer], context)
+
+
+def check_contexts(
+    module: InvertibleModule, layers: Iterable[InvertibleModule], context: Any
+) -> None:
+    """:func:`check_context` for a composition, of the layers that it runs."""
+    if context is None:
+        if any(layer.conditional and layer.requires_context for layer in layers):
+            raise TypeError(
+                f"{type(module).__name__} is conditional and got no context. Call it as "
+                "layer(x, context)."
+            )
+    elif not any(layer.conditional for layer in layers):
         raise TypeError(
-            f"{name} got a context ({describe(context)}) that nothing in it would use. "
-            "Leave the context out, or make a coupling take it: AdditiveCoupling(f, "
+            f"{type(module).__name__} got a context ({describe(context)}) that nothing in it would "
+            "use. Leave the context out, or make a coupling take it: AdditiveCoupling(f, "
             "conditional=True) calls f(x2, context)."
         )
+
+
+def check_state(layer: object, state: Any, what: str) -> None:
+    """Raises unless a state is a tensor or a plain tuple of tensors."""
+    if isinstance(state, Tensor):
+        return
+    if type(state) is tuple and state:
+        for stream in state:
+            if not isinstance(stream, Tensor):
+                break
+        else:
+            return
+    hint = ""
+    if isinstance(state, tuple | list) and all(isinstance(part, Tensor) for part in state):
+        hint = " Make it a plain tuple: tuple(state)."
+    elif isinstance(state, dict):
+        hint = " Hand over its values as a tuple, or what is no state as the context."
+    raise TypeError(
+        f"{what} {type(layer).__name__} must be a tensor or a tuple of tensors, got "
+        f"{describe(state)}.{hint}"
+    )

@@ -12,7 +12,7 @@ from ..state import tensors
 
 def accelerators(state: Any) -> list[torch.device]:
     """The devices other than the CPU that a state lies on: those whose generators it may use."""
-    found = {x.device: None for x in tensors(state) if x.device.type not in ("cpu", "meta")}
+    found = {x.device: None for x in tensors(state) if not (x.is_cpu or x.is_meta)}
     return list(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .no_trace import parts
+from .survey import survey
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -35,7 +35,7 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
     """
     chosen = torch.contiguous_format
     if x.dim() in (4, 5):
-        weights = (p for part in parts(f) for p in part._parameters.values() if p is not None)
+        weights = survey(f).parameters
         if any(is_channels_last(p) for p in weights if p.dim() == x.dim()):
             chosen = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     x = x.contiguous(memory_format=chosen)
@@ -44,3 +44,22 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
     # Strides of dimensions of size 1 mean nothing, but choose among algorithms.
     strides = torch.empty_like(x, memory_format=chosen, device="meta").stride()
     return x if x.stride() == strides else x.as_strided(x.shape, strides)
+
+
+def with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The same values under other strides.
+
+    Convolutions and batch statistics sum in an order that depends on the strides, and compiled
+    sub-networks have guards on them.
+    """
+    if x.stride() == stride:
+        return x
+    shape = x.shape
+    # A dimension of stride 0 was expanded: it is copied once and expanded again.
+    x = x[tuple(slice(0, 1) if step == 0 else slice(None) for step in stride)]
+    moved = [
+        old != new for size, old, new in zip(x.shape, x.stride(), stride, strict=True) if size > 1
+    ]
+    if any(moved):
+        x = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
+    return x.as_strided(shape, stride)

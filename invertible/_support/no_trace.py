@@ -11,44 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .generators import accelerators, get_rng_states, set_rng_states
+from .survey import Survey, survey
 
 # Buffers and the default generators belong to the whole process: whoever swaps them out for
 # a while holds this lock, so that two threads inverting one network cannot mix them up.
 lock = threading.RLock()
-
-
-def parts(module: nn.Module) -> list[nn.Module]:
-    """A module and all modules in it: ``module.modules()`` several times faster, without names."""
-    found = {id(module): module}
-    waiting = [module]
-    while waiting:
-        for part in waiting.pop()._modules.values():
-            if part is not None and id(part) not in found:
-                found[id(part)] = part
-                waiting.append(part)
-    return list(found.values())
-
-
-@contextmanager
-def untouched(modules: list[nn.Module], devices: list[torch.device]) -> Iterator[None]:
-    """Swaps the modules' buffers for copies, and puts them and the generators back afterwards."""
-    with lock:
-        rng_states = get_rng_states(devices)
-        # Swapped and not written back: BatchNorm changes its running statistics without
-        # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in modules]
-        copies: dict[int, Tensor] = {}
-        for place, buffers in originals:
-            for name, buffer in buffers.items():
-                if buffer is not None:
-                    place[name] = copies.setdefault(id(buffer), buffer.detach().clone())
-        try:
-            yield
-        finally:
-            for place, buffers in originals:
-                place.clear()
-                place.update(buffers)
-            set_rng_states(devices, rng_states)
 
 
 def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
@@ -75,4 +42,41 @@ def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
         >>> norm.num_batches_tracked.item()
         0
     """
-    return untouched(parts(module), accelerators(state))
+    return untraced(survey(module), accelerators(state), generators=True)
+
+
+def inverting(f: nn.Module, state: Any) -> AbstractContextManager[None]:
+    """As :func:`no_trace`, for nothing but a call of ``f``: generators rest where it can't draw."""
+    found = survey(f)
+    return untraced(found, accelerators(state) if found.may_draw else [], found.may_draw)
+
+
+@contextmanager
+def untraced(found: Survey, devices: list[torch.device], generators: bool) -> Iterator[None]:
+    """Swaps a module's buffers for copies, and puts them and the generators back afterwards."""
+    with lock:
+        rng_states = get_rng_states(devices) if generators else None
+        # Swapped and not written back: BatchNorm changes its running statistics without
+        # counting up their version, and comparing values would wait for the device.
+        originals = [(part._buffers, dict(part._buffers)) for part in found.modules]
+        copies: dict[int, Tensor] = {}
+        for place, buffers in originals:
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    place[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        try:
+            yield
+        finally:
+            put_back(originals)
+            if rng_states is not None:
+                set_rng_states(devices, rng_states)
+
+
+Places = list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]]
+
+
+def put_back(originals: Places) -> None:
+    """Gives modules the buffers that they had: pairs of a module's dictionary and its content."""
+    for place, buffers in originals:
+        place.clear()
+        place.update(buffers)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..state import detach, tensors
+from ..state import map_streams, tensors
 from .frame import Frame
 
 _current: ContextVar[Drift | None] = ContextVar("drift", default=None)
@@ -37,7 +37,7 @@ class Drift:
 
     def remember(self, frame: Frame, x: Any) -> None:
         """Stores the state that enters a layer."""
-        self._true[frame] = detach(x)
+        self._true[frame] = map_streams(Tensor.detach, x)
 
     def measure(self, frame: Frame, rebuilt: Any) -> None:
         """Compares the rebuilt state with the true one."""

@@ -1,42 +1,166 @@
-"""A composition taken apart into the layers that it runs."""
+"""A composition taken apart into the layers that it runs, in running order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
 from ..direction import Direction
-from ..module import InvertibleModule
-
-NO_LAYERS = "InvertibleSequential has no layers to run: append some first."
+from ..exact.grid import Grid
+from ..module import InvertibleModule, Member
+from .settings import Rebuild
 
 
 class Step(NamedTuple):
-    """A layer, which way it is run, and its place in the composition."""
+    """A layer that is run, and how."""
 
     layer: InvertibleModule
     direction: Direction
-    name: str
+    name: str  # its place in the composition, as get_submodule takes it
+    rebuild: Rebuild | None  # how its activations are rebuilt; None stores them
+    is_anchor: bool  # whether the state that enters it is stored
+    is_whole: bool  # whether it is a composition that is called as a whole
+    untraced: bool  # a forward within an inverse, which must leave no trace
+    grid: Grid | None  # the range that its output is checked against, if any
 
     @property
     def place(self) -> str:
         return f"layer {self.name} ({type(self.layer).__name__})"
 
 
-def steps(module: InvertibleModule, direction: Direction, name: str = "") -> Iterator[Step]:
-    """Takes compositions apart, but for inner ones with hooks, which are called as a whole."""
-    members = module._members(direction.inverted)
-    called = not (direction.inverted or direction.log_det)
-    if members is None or (name and called and has_hooks(module)):
-        yield Step(module, direction, name or "0")
-        return
-    if not members:
-        raise ValueError(NO_LAYERS)
-    for member, layer, inverted in members:
-        prefix = f"{name}.{member}" if name else member
-        yield from steps(layer, direction._replace(inverted=inverted), prefix)
+class Branches(NamedTuple):
+    """Steps for some streams of a state each; the other streams wait."""
+
+    owner: InvertibleModule
+    members: list[tuple[Member, Steps]]
+
+
+Steps = list[Step | Branches]
+
+
+class Plan:
+    """A module taken apart, through all compositions in it.
+
+    Inner ones with hooks, or with a ``forward`` of their own, stay whole.
+
+    Args:
+        module: A composition, or a layer by itself.
+        direction: Which of its methods runs.
+        rebuilds: Whether activations can be rebuilt, here and now.
+        asked: How a call around the module asks for that; ``checkpoint`` of a composition, also of
+            the module itself, says more.
+    """
+
+    def __init__(
+        self,
+        module: InvertibleModule,
+        direction: Direction,
+        rebuilds: bool = False,
+        asked: Rebuild | None = None,
+    ) -> None:
+        self.layers: list[InvertibleModule] = []  # of all steps, in running order
+        self.rebuilds = False  # whether any activations are to be rebuilt
+        self._can_rebuild = rebuilds
+        self._inverted = direction.inverted
+        self._ways = Direction(False, direction.log_det), Direction(True, direction.log_det)
+        scope = _Scope(asked) if rebuilds and asked else None
+        members = module.members()
+        self.steps: Steps = (
+            [self._step(module, direction.inverted, "0", scope, None)]
+            if members is None
+            else self._take_apart(module, members, direction.inverted, "", scope, None)
+        )
+
+    def _take_apart(
+        self,
+        module: InvertibleModule,
+        members: Sequence[Member],
+        inverted: bool,
+        name: str,
+        scope: _Scope | None,
+        grid: Grid | None,
+    ) -> Steps:
+        if self._can_rebuild:
+            scope = _Scope.of(getattr(module, "checkpoint", False), scope)
+        if getattr(module, "check_layers", False) and module.quantum is not None:
+            grid = Grid(module.quantum)
+        if not members:
+            raise ValueError(f"{type(module).__name__} has no layers to run: append some first.")
+        found: Steps = []
+        for member in reversed(members) if inverted else members:
+            _, layer, is_turned, streams = member
+            way = inverted is not is_turned
+            place = f"{name}.{member.name}" if name else member.name
+            inner_members = layer.members()
+            if inner_members is None or not self._runs_members(layer, way):
+                steps: Steps = [self._step(layer, way, place, scope, grid)]
+            else:
+                steps = self._take_apart(layer, inner_members, way, place, scope, grid)
+            if streams is None:
+                found += steps
+            elif found and isinstance(found[-1], Branches) and found[-1].owner is module:
+                found[-1].members.append((member, steps))
+            else:
+                found.append(Branches(module, [(member, steps)]))
+        return found
+
+    def _step(
+        self,
+        layer: InvertibleModule,
+        inverted: bool,
+        name: str,
+        scope: _Scope | None,
+        grid: Grid | None,
+    ) -> Step:
+        self.layers.append(layer)
+        is_whole = layer.members() is not None
+        untraced = self._inverted and not inverted
+        if scope is None:
+            return Step(layer, self._ways[inverted], name, None, False, is_whole, untraced, grid)
+        self.rebuilds = True
+        rebuild, is_anchor = scope.rebuild, scope.is_anchor()
+        return Step(layer, self._ways[inverted], name, rebuild, is_anchor, is_whole, untraced, grid)
+
+    def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
+        """Whether a composition's method does no more than run its members."""
+        method = self._ways[inverted].method
+        if method in composite.__dict__:
+            return False
+        if not getattr(getattr(type(composite), method), "runs_members", False):
+            return False
+        return method != "forward" or not has_hooks(composite)
+
+
+@dataclass
+class _Scope:
+    """Layers that are rebuilt with the same settings, and how many there are so far."""
+
+    rebuild: Rebuild
+    count: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: bool | Rebuild, around: _Scope | None) -> _Scope | None:
+        """The scope of a composition's layers: settings of its own, or those around it."""
+        if isinstance(checkpoint, Rebuild):
+            return cls(checkpoint)
+        return cls(Rebuild()) if checkpoint and around is None else around
+
+    def is_anchor(self) -> bool:
+        every, count = self.rebuild.anchor_every, self.count
+        self.count += 1
+        return every is not None and count % every == 0
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def runs_members(method: F) -> F:
+    """Marks a method of a composition that does no more than run the members."""
+    method.runs_members = True  # type: ignore[attr-defined]
+    return method
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, overload
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .._support.checks import check_context, describe
-from ..checkpointing import checkpoint
-from ..checkpointing.plan import NO_LAYERS, steps
-from ..direction import Direction
-from ..exact.grid import check_entrance, check_exit, check_layer
-from ..module import InvertibleModule, Member, finest, located
+from .._support.checks import describe
+from ..checkpointing.settings import Rebuild
+from ..module import InvertibleModule, Member
+from .composite import Composite
 
 
-class InvertibleSequential(InvertibleModule):
+class InvertibleSequential(Composite):
     r"""Runs layers one after the other, and back.
 
     .. math:: y = (f_n \circ \dots \circ f_1)(x), \qquad
@@ -33,9 +29,7 @@ class InvertibleSequential(InvertibleModule):
             named ones.
         checkpoint: Whether training stores no activations: they are rebuilt by inversion in the
             backward pass (see :func:`reversible_checkpoint`). It changes the rounding of
-            gradients, and so is asked for.
-        anchor_every: With ``checkpoint``, how many layers share one stored state, from which
-            rebuilding starts afresh; by default only the output is stored.
+            gradients, and so is asked for. A :class:`Rebuild` has settings.
         check_layers: For an exact composition, whether the range is checked behind every
             layer, to find the one that leaves it; by default at both ends only.
 
@@ -65,17 +59,11 @@ class InvertibleSequential(InvertibleModule):
     def __init__(
         self,
         *layers: InvertibleModule | OrderedDict[str, InvertibleModule],
-        checkpoint: bool = False,
-        anchor_every: int | None = None,
+        checkpoint: bool | Rebuild = False,
         check_layers: bool = False,
     ) -> None:
         super().__init__()
-        if anchor_every is not None and anchor_every < 1:
-            raise ValueError(
-                f"InvertibleSequential takes anchor_every of at least 1, got {anchor_every}."
-            )
         self.checkpoint = checkpoint
-        self.anchor_every = anchor_every
         self.check_layers = check_layers
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], OrderedDict) else None
         for name, layer in (dict(enumerate(layers)) if named is None else named).items():
@@ -119,83 +107,12 @@ class InvertibleSequential(InvertibleModule):
         return InvertibleSequential(
             OrderedDict(layers),  # type: ignore[arg-type]
             checkpoint=self.checkpoint,
-            anchor_every=self.anchor_every,
             check_layers=self.check_layers,
         )
 
-    @property
-    def bijective(self) -> bool:
-        return all(layer.bijective for layer in self)
-
-    @property
-    def volume_preserving(self) -> bool:
-        return all(layer.volume_preserving for layer in self)
-
-    @property
-    def conditional(self) -> bool:
-        return any(layer.conditional for layer in self)
-
-    @property
-    def quantum(self) -> float | None:
-        return finest(self)
-
-    @property
-    def _puts_on_grid(self) -> bool:
-        rounding = (layer for layer in self if layer.quantum != math.inf)
-        first = next(rounding, None)
-        return first is not None and first._puts_on_grid
-
-    @property
-    def inexact_layers(self) -> dict[str, InvertibleModule]:
-        """The layers that keep no grid, by name, and so keep the composition from being exact."""
-        return {step.name: step.layer for step in steps(self, Direction()) if not step.layer.exact}
-
-    def forward(self, x: Any, context: Any = None) -> Any:
-        return self._run(Direction(), x, context)[0]
-
-    def inverse(self, y: Any, context: Any = None) -> Any:
-        return self._run(Direction(inverted=True), y, context)[0]
-
-    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
-        y, log_dets = self._run(Direction(log_det=True), x, context)
-        return y, torch.stack(log_dets).sum(0)
-
-    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
-        x, log_dets = self._run(Direction(inverted=True, log_det=True), y, context)
-        return x, torch.stack(log_dets).sum(0)
-
-    def _members(self, inverted: bool) -> list[Member]:
-        members: list[Any] = [(name, layer, inverted) for name, layer in self._modules.items()]
-        return members[::-1] if inverted else members
-
-    def _run(self, direction: Direction, state: Any, context: Any) -> tuple[Any, list[Tensor]]:
-        if not len(self):
-            raise ValueError(NO_LAYERS)
-        check_context(self, self.conditional, context)
-        check_entrance(self, direction, state)
-        if checkpoint.applies(self.checkpoint):
-            state, log_dets = checkpoint.run(
-                self, direction, state, context, self.anchor_every, self.check_layers
-            )
-        else:
-            state, log_dets = self._run_plainly(direction, state, context)
-        return check_exit(self, direction, state), log_dets
-
-    def _run_plainly(
-        self, direction: Direction, state: Any, context: Any
-    ) -> tuple[Any, list[Tensor]]:
-        log_dets = []
-        for name, layer, _ in self._members(direction.inverted):
-            try:
-                state, log_det = direction.run(layer, state, context)
-                if self.check_layers:
-                    check_layer(self, f"layer {name} ({type(layer).__name__})", state)
-            except Exception as error:
-                error.add_note(located(name, layer))
-                raise
-            if log_det is not None:
-                log_dets.append(log_det)
-        return state, log_dets
+    def members(self) -> list[Member]:
+        named: Any = self._modules.items()
+        return [Member(name, layer) for name, layer in named]
 
 
 def _require_invertible(name: str, layer: object) -> None:

@@ -1,18 +1,72 @@
-"""One layer a stream."""
+"""Layers on some of the streams of a state."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from .._support.checks import check_context, describe, expect_streams
-from ..direction import Direction
-from ..module import InvertibleModule, Restore, finest
+from .._support.checks import describe
+from ..module import InvertibleModule, Member
+from .composite import Composite
 
 
-class Parallel(InvertibleModule):
+class OnStreams(Composite):
+    r"""Runs a layer on some of the streams, and leaves the others as they are.
+
+    .. math:: (x_1, \dots, x_k) \mapsto (x_1, \dots, f(x_i), \dots, x_k)
+
+    Args:
+        streams: Which: a number hands over a bare tensor and takes one back, a tuple of numbers
+            hands over a tuple and takes as many tensors back, for the same places. Streams are
+            counted from 0, or from the end if negative.
+        layer: What is run on them.
+
+    Shape:
+        - Input: a tuple of tensors, with all the streams that are named.
+        - Output: a tuple of as many tensors.
+
+    Raises:
+        TypeError: If ``streams`` is neither a whole number nor a tuple of them, or ``layer`` no
+            :class:`InvertibleModule`; when called on anything but a tuple of tensors, or if the
+            layer returns a tensor in place of a tuple, or the reverse.
+        ValueError: If ``streams`` is empty or names a stream twice; when called, if there is no
+            such stream, or the layer returns another number of streams than it took.
+
+    Example:
+        >>> layer = OnStreams(0, PixelUnshuffle(2))
+        >>> y1, y2 = layer((torch.randn(1, 3, 8, 8), torch.randn(1, 5, 8, 8)))
+        >>> y1.shape, y2.shape
+        (torch.Size([1, 12, 4, 4]), torch.Size([1, 5, 8, 8]))
+        >>> coupling = OnStreams((0, -1), AdditiveCoupling(nn.Linear(2, 2)))
+        >>> _, y2, _ = coupling((torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 2)))
+        >>> y2
+        tensor([[1., 1.]])
+    """
+
+    def __init__(self, streams: int | tuple[int, ...], layer: InvertibleModule) -> None:
+        super().__init__()
+        numbers = streams if isinstance(streams, tuple) else (streams,)
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError(
+                f"OnStreams takes the number of a stream or a tuple of such, got {streams!r}."
+            )
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ValueError(
+                f"OnStreams takes each stream once, and at least one, got {streams!r}."
+            )
+        if not isinstance(layer, InvertibleModule):
+            raise TypeError(
+                f"OnStreams takes an invertible layer behind the streams, got {describe(layer)}. "
+                "Put it into a coupling, AdditiveCoupling(f), or subclass InvertibleModule."
+            )
+        self.streams = streams
+        self.layer = layer
+
+    def members(self) -> list[Member]:
+        return [Member("layer", self.layer, streams=self.streams)]
+
+    def extra_repr(self) -> str:
+        return f"streams={self.streams}"
+
+
+class Parallel(Composite):
     r"""Runs one layer on each stream.
 
     .. math:: (x_1, \dots, x_k) \mapsto (f_1(x_1), \dots, f_k(x_k))
@@ -30,22 +84,19 @@ class Parallel(InvertibleModule):
             tuple of tensors, or if a layer does not return a tensor.
         ValueError: If there are no layers; when called on another number of streams.
 
-    An error inside a layer is noted with the layer's position and class.
-
     Example:
-        >>> y1, y2 = Parallel(PixelUnshuffle(2), PixelUnshuffle(2))(
+        >>> y1, y2 = Parallel(PixelUnshuffle(2), Identity())(
         ...     (torch.randn(1, 3, 8, 8), torch.randn(1, 5, 8, 8))
         ... )
         >>> y1.shape, y2.shape
-        (torch.Size([1, 12, 4, 4]), torch.Size([1, 20, 4, 4]))
+        (torch.Size([1, 12, 4, 4]), torch.Size([1, 5, 8, 8]))
     """
 
     def __init__(self, *layers: InvertibleModule) -> None:
         super().__init__()
         if not layers:
             raise ValueError(
-                "Parallel takes one layer a stream, got none. PixelUnshuffle(1) leaves a stream as "
-                "it is."
+                "Parallel takes one layer a stream, got none. Identity() leaves a stream as it is."
             )
         for position, layer in enumerate(layers):
             if not isinstance(layer, InvertibleModule):
@@ -60,80 +111,12 @@ class Parallel(InvertibleModule):
         return tuple(self._modules.values())  # type: ignore[arg-type]
 
     @property
-    def bijective(self) -> bool:
-        return all(layer.bijective for layer in self.layers)
-
-    @property
-    def volume_preserving(self) -> bool:
-        return all(layer.volume_preserving for layer in self.layers)
-
-    @property
-    def conditional(self) -> bool:
-        return any(layer.conditional for layer in self.layers)
-
-    @property
-    def quantum(self) -> float | None:
-        return finest(self.layers)
+    def stream_count(self) -> int:  # type: ignore[override]
+        return len(self._modules)
 
     @property
     def _puts_on_grid(self) -> bool:
         return all(layer._puts_on_grid for layer in self.layers)
 
-    def forward(self, x: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
-        return self._each(Direction(), x, context)[0]
-
-    def inverse(self, y: tuple[Tensor, ...], context: Any = None) -> tuple[Tensor, ...]:
-        return self._each(Direction(inverted=True), y, context)[0]
-
-    def forward_and_log_det(
-        self, x: tuple[Tensor, ...], context: Any = None
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        y, log_dets = self._each(Direction(log_det=True), x, context)
-        return y, torch.stack(log_dets).sum(0)
-
-    def inverse_and_log_det(
-        self, y: tuple[Tensor, ...], context: Any = None
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        x, log_dets = self._each(Direction(inverted=True, log_det=True), y, context)
-        return x, torch.stack(log_dets).sum(0)
-
-    def rebuild_forward(
-        self, y: tuple[Tensor, ...], restore: Restore, context: Any = None
-    ) -> tuple[Tensor, ...]:
-        return self._rebuild("rebuild_forward", y, restore, context)
-
-    def rebuild_inverse(
-        self, x: tuple[Tensor, ...], restore: Restore, context: Any = None
-    ) -> tuple[Tensor, ...]:
-        return self._rebuild("rebuild_inverse", x, restore, context)
-
-    def _rebuild(
-        self, method: str, streams: tuple[Tensor, ...], restore: Restore, context: Any
-    ) -> tuple[Tensor, ...]:
-        rebuilt = []
-        for i, (layer, stream) in enumerate(zip(self.layers, streams, strict=True)):
-            given = [context] if layer.conditional else []
-            rebuilt.append(getattr(layer, method)(stream, lambda x, _, i=i: restore(x, i), *given))
-        return tuple(rebuilt)
-
-    def _each(
-        self, direction: Direction, streams: Any, context: Any
-    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-        check_context(self, self.conditional, context)
-        streams = expect_streams(self, streams, len(self.layers))
-        results, log_dets = [], []
-        for position, (layer, stream) in enumerate(zip(self.layers, streams, strict=True)):
-            try:
-                result, log_det = direction.run(layer, stream, context)
-            except Exception as error:
-                error.add_note(f"In layer {position} ({type(layer).__name__}) of a Parallel.")
-                raise
-            if not isinstance(result, Tensor):
-                raise TypeError(
-                    f"Parallel takes layers from a tensor to a tensor, and layer {position} "
-                    f"({type(layer).__name__}) returned {describe(result)}."
-                )
-            results.append(result)
-            if log_det is not None:
-                log_dets.append(log_det)
-        return tuple(results), log_dets
+    def members(self) -> list[Member]:
+        return [Member(str(i), layer, streams=i) for i, layer in enumerate(self.layers)]

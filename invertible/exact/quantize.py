@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..module import InvertibleModule
-from ..state import tensors
-from .grid import check_dtype, check_quantum, round_to_grid, stay_in_range
+from ..state import map_streams, streams_of
+from .grid import Grid
+from .ranges import stay_in_range
 
 
 class Quantize(InvertibleModule):
@@ -42,23 +43,22 @@ class Quantize(InvertibleModule):
 
     def __init__(self, quantum: float = 2**-16) -> None:
         super().__init__()
-        check_quantum(self, quantum)
-        self._quantum = quantum
+        grid = Grid.of(self, quantum)
+        assert grid is not None
+        self._grid = grid
 
     @property
     def quantum(self) -> float:
-        return self._quantum
+        return self._grid.quantum
 
     def extra_repr(self) -> str:
         return f"quantum={self.quantum}"
 
     def forward(self, x: Any) -> Any:
-        for part in tensors(x):
-            check_dtype(self, part)
-        x = stay_in_range("the input of Quantize", x, self.quantum)
-        if isinstance(x, tuple):
-            return tuple(round_to_grid(part, self.quantum) for part in x)
-        return round_to_grid(x, self.quantum)
+        for stream in streams_of(x):
+            self._grid.require_dtype(self, stream)
+        x = stay_in_range("the input of Quantize", x, self._grid)
+        return map_streams(self._grid.round, x)
 
     def inverse(self, y: Any) -> Any:
         return y

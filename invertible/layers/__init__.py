@@ -1,7 +1,7 @@
 """The layers, a file a family."""
 
 from .channel_pairs import PairRotation, PairScaling
-from .coupling import AdditiveCoupling
+from .coupling import AdditiveCoupling, ReversibleBlock
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
@@ -21,6 +21,7 @@ __all__ = [
     "PixelShuffle",
     "PixelUnshuffle",
     "Reshape",
+    "ReversibleBlock",
     "Split",
     "Swap",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._support.checks import expect_tensor
 from .._support.memory_format import memory_format
-from ..exact.grid import check_dtype, check_quantum, round_to_grid
+from ..exact.grid import Grid
 from ..module import InvertibleModule
 
 # A shear adds a multiple of one half of the channels to the other: the half that is changed,
@@ -31,13 +31,12 @@ class _ChannelPairs(InvertibleModule):
                 f"{name} takes an even number of channels of at least 2, got {channels}. Put "
                 "InjectivePad before it, or Split and Parallel to leave a channel out."
             )
-        check_quantum(self, quantum)
         self.channels = channels
-        self._quantum = quantum
+        self._grid = Grid.of(self, quantum)
 
     @property
     def quantum(self) -> float | None:
-        return self._quantum
+        return self._grid.quantum if self._grid else None
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, quantum={self.quantum}"
@@ -64,7 +63,10 @@ class _ChannelPairs(InvertibleModule):
                 f"shape {tuple(x.shape)})."
             )
         x1, x2 = x.chunk(2, dim=1)
-        pair = self._exact(x1, x2, inverse) if self.quantum else self._plain(x1, x2, inverse)
+        if self._grid is None:
+            pair = self._plain(x1, x2, inverse)
+        else:
+            pair = self._exact(x1, x2, inverse, self._grid)
         return torch.cat(pair, 1).contiguous(memory_format=memory_format(x))
 
     def _plain(self, x1: Tensor, x2: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -73,15 +75,13 @@ class _ChannelPairs(InvertibleModule):
             a, b, c, d = d, -b, -c, a
         return a * x1 + b * x2, c * x1 + d * x2
 
-    def _exact(self, x1: Tensor, x2: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        check_dtype(self, x1)
+    def _exact(self, x1: Tensor, x2: Tensor, inverse: bool, grid: Grid) -> tuple[Tensor, Tensor]:
+        grid.require_dtype(self, x1)
         sign, shears = self._shears()
         sign = self._broadcast(sign, x1)
         halves = [x1, x2] if inverse else [sign * x1, sign * x2]
         for changed, factor in reversed(shears) if inverse else shears:
-            shift = round_to_grid(
-                self._broadcast(factor, x1) * halves[1 - changed], self.quantum
-            ).to(x1.dtype)
+            shift = grid.round(self._broadcast(factor, x1) * halves[1 - changed]).to(x1.dtype)
             halves[changed] = halves[changed] - shift if inverse else halves[changed] + shift
         return (sign * halves[0], sign * halves[1]) if inverse else (halves[0], halves[1])
 

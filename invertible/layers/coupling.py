@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from .._support.checks import check_context, describe, expect_streams
 from .._support.memory_format import canonical
-from .._support.no_trace import no_trace
-from ..exact.grid import check_dtype, check_quantum, round_to_grid
-from ..module import InvertibleModule, Restore
-from ..state import Pair, version
+from .._support.no_trace import inverting
+from ..checkpointing.replay import Replay
+from ..composition.composite import Composite
+from ..exact.grid import Grid
+from ..module import InvertibleModule, Member
+from ..state import Pair
+from .streams import Swap
+from .subnetwork import evaluate, may_lack_context, name_of_f
 
 
 class AdditiveCoupling(InvertibleModule):
@@ -31,7 +35,7 @@ class AdditiveCoupling(InvertibleModule):
             it, the gradient goes straight through, and the inverse is bit for bit for a float32
             or float64 state on the grid (put :class:`Quantize` first). None rounds nothing.
         conditional: Whether ``f`` takes a context, ``f(x2, context)``: the coupling is then
-            called as ``layer(x, context)``.
+            called as ``layer(x, context)``. The context may be left out if ``f`` has a default.
 
     Shape:
         - Input: a pair :math:`(N, C_1, *)`, :math:`(N, C_2, *)`.
@@ -64,18 +68,21 @@ class AdditiveCoupling(InvertibleModule):
                 f"AdditiveCoupling takes a torch.nn.Module, got {describe(f)}. A plain function "
                 "becomes one as the forward method of a module."
             )
-        check_quantum(self, quantum)
         self.f = f
         self._conditional = conditional
-        self._quantum = quantum
+        self._grid = Grid.of(self, quantum)
 
     @property
     def conditional(self) -> bool:
         return self._conditional
 
     @property
+    def requires_context(self) -> bool:
+        return self.conditional and not may_lack_context(self.f)
+
+    @property
     def quantum(self) -> float | None:
-        return self._quantum
+        return self._grid.quantum if self._grid else None
 
     def extra_repr(self) -> str:
         options = {"conditional": self.conditional or None, "quantum": self.quantum}
@@ -87,45 +94,22 @@ class AdditiveCoupling(InvertibleModule):
 
     def inverse(self, y: Pair, context: Any = None) -> Pair:
         y1, x2 = expect_streams(self, y, 2)
-        with no_trace(self.f, y):
+        with inverting(self.f, y):
             shift = self._shift(y1, x2, context)
         return y1 - shift, x2
 
-    def rebuild_forward(self, y: Pair, restore: Restore, context: Any = None) -> Pair:
+    def rebuild(self, y: Pair, replay: Replay) -> Pair:
         y1, x2 = y
-        x2 = restore(x2, 1)
-        shift = self._shift(y1, x2, context)
-        with torch.no_grad():
-            return restore(y1 - shift, 0), x2
-
-    def rebuild_inverse(self, x: Pair, restore: Restore, context: Any = None) -> Pair:
-        x1, x2 = x
-        x2 = restore(x2, 1)
-        with no_trace(self.f, x):
-            shift = self._shift(x1, x2, context)
-        with torch.no_grad():
-            return restore(x1 + shift, 0), x2
+        x2 = replay.restore(x2, 1)
+        shift = self._shift(y1, x2, replay.context).detach()
+        return replay.restore(y1 + shift if replay.inverted else y1 - shift, 0), x2
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
-        check_context(self, self.conditional, context)
-        if self.quantum is not None:
-            check_dtype(self, x1)
+        check_context(self, context)
+        if self._grid is not None:
+            self._grid.require_dtype(self, x1)
             x2 = canonical(x2, self.f)  # backward as forward, whatever made the stream
-        before = version(x2)
-        try:
-            shift = self.f(x2, context) if self.conditional else self.f(x2)
-        except Exception as error:
-            error.add_note(
-                f"In AdditiveCoupling's f ({type(self.f).__name__}), given a second stream of "
-                f"shape {tuple(x2.shape)}, {x2.dtype} on {x2.device}."
-            )
-            raise
-        if version(x2) != before:
-            raise RuntimeError(
-                f"AdditiveCoupling's f ({type(self.f).__name__}) changed its input in place, and "
-                "the stream with it. Let its first operation be out of place, for instance "
-                "ReLU(inplace=False)."
-            )
+        shift = evaluate(self, self.f, x2, context)
         if not isinstance(shift, Tensor) or shift.shape != x1.shape:
             hint = (
                 "Check its channels, stride and padding."
@@ -133,15 +117,94 @@ class AdditiveCoupling(InvertibleModule):
                 else "Wrap it in a module that returns that tensor alone."
             )
             raise ValueError(
-                f"AdditiveCoupling's f ({type(self.f).__name__}) must return a tensor of the first "
-                f"stream's shape {tuple(x1.shape)}, got {describe(shift)} from a second stream of "
-                f"shape {tuple(x2.shape)}. {hint}"
+                f"{name_of_f(self, self.f)} must return a tensor of the first stream's shape "
+                f"{tuple(x1.shape)}, got {describe(shift)} from a second stream of shape "
+                f"{tuple(x2.shape)}. {hint}"
             )
-        if torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
+        if shift.dtype != x1.dtype and torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
             raise ValueError(
-                f"AdditiveCoupling's f ({type(self.f).__name__}) returned {shift.dtype}, which "
-                f"would change the dtype of the stream, {x1.dtype}. Cast f or the state."
+                f"{name_of_f(self, self.f)} returned {shift.dtype}, which would change the dtype "
+                f"of the stream, {x1.dtype}. Cast f or the state."
             )
-        if self.quantum is None:
-            return shift
-        return round_to_grid(shift.to(x1.dtype), self.quantum)
+        return shift if self._grid is None else self._grid.round(shift.to(x1.dtype))
+
+
+class ReversibleBlock(Composite):
+    r"""Changes both streams, each by a function of the other: two couplings.
+
+    .. math:: y_1 = x_1 + f(x_2), \qquad y_2 = x_2 + g(y_1)
+
+    The block of RevNets and Reformers. The inverse needs neither :math:`f^{-1}` nor
+    :math:`g^{-1}`: any modules will do.
+
+    Args:
+        f: Any module from the second stream to a tensor of the first's shape.
+        g: Any module from the first stream to a tensor of the second's shape.
+        conditional: Whether both take a context, ``f(x2, context)``; or a pair, for each of them.
+        quantum: The grid to stay on, as in :class:`AdditiveCoupling`.
+
+    Shape:
+        - Input: a pair :math:`(N, C_1, *)`, :math:`(N, C_2, *)`.
+        - Output: a pair of the same shapes.
+
+    Raises:
+        TypeError: If ``f`` or ``g`` is no module; when called as :class:`AdditiveCoupling`.
+        ValueError: When called, as :class:`AdditiveCoupling`.
+
+    References:
+        Gomez et al., *The Reversible Residual Network* (2017), section 3.1,
+        https://arxiv.org/abs/1707.04585; Kitaev et al., *Reformer* (2020), section 3,
+        https://arxiv.org/abs/2001.04451.
+
+    Example:
+        >>> blocks = [ReversibleBlock(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(8)]
+        >>> network = InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
+        >>> network(torch.randn(8, 4)).sum().backward()
+    """
+
+    def __init__(
+        self,
+        f: nn.Module,
+        g: nn.Module,
+        *,
+        conditional: bool | tuple[bool, bool] = False,
+        quantum: float | None = None,
+    ) -> None:
+        super().__init__()
+        pair = conditional if isinstance(conditional, tuple) else (conditional, conditional)
+        if len(pair) != 2:
+            raise ValueError(
+                f"ReversibleBlock takes conditional as a bool or a pair of them, got {conditional}."
+            )
+        for name, module in {"f": f, "g": g}.items():
+            if not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"ReversibleBlock takes a torch.nn.Module as {name}, got {describe(module)}."
+                )
+        self.f = f
+        self.g = g
+        self._conditional = pair
+        self._quantum = quantum
+        self._couple()
+
+    def _couple(self) -> None:
+        # Not registered: parameters are named f.… and g.…, and each is there once.
+        self._couplings = [
+            AdditiveCoupling(part, conditional=conditional, quantum=self._quantum)
+            for part, conditional in zip((self.f, self.g), self._conditional, strict=True)
+        ]
+
+    def members(self) -> list[Member]:
+        first, second = self._couplings
+        if first.f is not self.f or second.f is not self.g:  # replaced by others since
+            self._couple()
+            first, second = self._couplings
+        return [
+            Member("f", first),
+            Member("swap", _SWAP),
+            Member("g", second),
+            Member("swap", _SWAP),
+        ]
+
+
+_SWAP = Swap()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -48,7 +46,7 @@ class InjectivePad(InvertibleModule):
     """
 
     bijective = False
-    quantum = math.inf
+    moves_only = True
 
     def __init__(self, channels: int, dim: int = 1, *, tolerance: float | None = None) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +38,7 @@ class Permute(InvertibleModule):
     """
 
     volume_preserving = True
-    quantum = math.inf
+    moves_only = True
     permutation: Tensor
 
     def __init__(self, permutation: Sequence[int], dim: int = 1) -> None:

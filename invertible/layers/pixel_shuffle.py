@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from torch import Tensor
@@ -18,7 +17,7 @@ class _PixelShuffling(InvertibleModule):
     """Moves blocks of pixels to channels, and back, in either order of channels."""
 
     volume_preserving = True
-    quantum = math.inf
+    moves_only = True
 
     def __init__(self, factor: int, *, order: Order = "channel-major") -> None:
         super().__init__()

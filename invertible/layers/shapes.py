@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from math import prod
 
@@ -35,7 +34,7 @@ class Reshape(InvertibleModule):
     """
 
     volume_preserving = True
-    quantum = math.inf
+    moves_only = True
 
     def __init__(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +16,7 @@ class _Partition(InvertibleModule):
     """Cuts a tensor into streams along one dimension, and joins them again."""
 
     volume_preserving = True
-    quantum = math.inf
+    moves_only = True
 
     def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
         super().__init__()
@@ -179,7 +178,7 @@ class Swap(InvertibleModule):
     """
 
     volume_preserving = True
-    quantum = math.inf
+    moves_only = True
 
     def forward(self, x: Pair) -> Pair:
         x1, x2 = expect_streams(self, x, 2)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._support.checks import describe, expect_tensor
 from .._support.memory_format import memory_format
-from ..exact.grid import check_dtype, check_quantum, round_to_grid
+from ..exact.grid import Grid
 from ..module import InvertibleModule
 from .pixel_shuffle import Order, PixelUnshuffle
 
@@ -54,13 +54,12 @@ class HaarWavelet(InvertibleModule):
 
     def __init__(self, *, order: Order = "channel-major", quantum: float | None = None) -> None:
         super().__init__()
-        check_quantum(self, quantum)
         self.unshuffle = PixelUnshuffle(2, order=order)
-        self._quantum = quantum
+        self._grid = Grid.of(self, quantum)
 
     @property
     def quantum(self) -> float | None:
-        return self._quantum
+        return self._grid.quantum if self._grid else None
 
     def extra_repr(self) -> str:
         return f"quantum={self.quantum}"
@@ -89,8 +88,8 @@ class HaarWavelet(InvertibleModule):
             raise ValueError(
                 f"HaarWavelet's inverse takes a multiple of {2**rank} channels, got {describe(y)}."
             )
-        if self.quantum is not None:
-            check_dtype(self, y)
+        if self._grid is not None:
+            self._grid.require_dtype(self, y)
         if self.unshuffle.order == "channel-major":
             return torch.unflatten(y, 1, (-1, *[2] * rank)), range(2, 2 + rank)
         return torch.unflatten(y, 1, (*[2] * rank, -1)), range(1, 1 + rank)
@@ -100,4 +99,4 @@ class HaarWavelet(InvertibleModule):
         return y.contiguous(memory_format=memory_format(like))
 
     def _half(self, d: Tensor) -> Tensor:
-        return round_to_grid(d / 2, self.quantum)
+        return d / 2 if self._grid is None else self._grid.round(d / 2)

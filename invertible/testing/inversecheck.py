@@ -16,8 +16,8 @@ from .._support.memory_format import memory_format
 from .._support.no_trace import no_trace
 from ..checkpointing.checkpoint import reversible_checkpoint
 from ..composition.inverse import Inverse
-from ..direction import Direction
-from ..module import InvertibleModule, call, call_inverse
+from ..direction import Direction, call, call_inverse
+from ..module import InvertibleModule
 from ..state import State, tensors
 
 # The Jacobian takes a backward pass a number: at most so many in a state.
@@ -378,7 +378,7 @@ def _rebuilding(subject: _Subject) -> None:
                 subject.fail(
                     "rebuilding",
                     f"reversible checkpointing of {name} makes the gradient of {what} wrong by "
-                    f"{difference:.3g}; allowed is {allowed:.3g}. Check rebuild_{name}.",
+                    f"{difference:.3g}; allowed is {allowed:.3g}. Check rebuild.",
                 )
 
 

@@ -104,7 +104,7 @@ def test_it_is_what_all_its_layers_are(layers, bijective, volume_preserving, con
 def test_a_layer_without_a_log_determinant_is_named():
     with pytest.raises(NotImplementedError, match="Double defines no") as caught:
         Parallel(Affine(), Double()).forward_and_log_det(pair())
-    assert caught.value.__notes__ == ["In layer 1 (Double) of a Parallel."]
+    assert caught.value.__notes__ == ["In layer 1 (Double) of Parallel."]
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -200,15 +200,15 @@ CALLS = [
      "InjectivePad's inverse would crop values up to nan, more than tolerance=0.001"),
     # parallel layers
     (Parallel, ValueError,
-     "Parallel takes one layer a stream, got none. PixelUnshuffle(1) leaves a stream as it is."),
+     "Parallel takes one layer a stream, got none. Identity() leaves a stream as it is."),
     (lambda: Parallel(Swap(), nn.Identity()), TypeError,
      "Parallel takes invertible layers, and layer 1 is an Identity. Put it into a coupling, "
      "AdditiveCoupling(f), or subclass InvertibleModule."),
     (lambda: Parallel(Swap), TypeError, "layer 0 is the class Swap, not an instance of it."),
     (lambda: Parallel([Swap()]), TypeError, "layer 0 is a list of 1 (a Swap)."),
     (lambda: Parallel(Double(), Split((1, 2)))((X, X)), TypeError,
-     "Parallel takes layers from a tensor to a tensor, and layer 1 (Split) returned a tuple of 2 "
-     "(a tensor of shape (2, 1, 4, 4), a tensor of shape (2, 2, 4, 4))."),
+     "Parallel hands one stream to layer 1 (Split) and takes one tensor back, got a tuple of 2 (a "
+     "tensor of shape (2, 1, 4, 4), a tensor of shape (2, 2, 4, 4))."),
     (lambda: Parallel(Double(), Double(), Double())(X), TypeError,
      "Parallel takes a tuple of 3 tensors, got a tensor of shape (2, 3, 4, 4). Put Split(sizes) "
      "before it to make them."),
@@ -305,4 +305,4 @@ def test_a_mistake_is_told_with_advice(call, error, message):
 def test_a_mistake_inside_parallel_layers_is_placed():
     with pytest.raises(ValueError, match="multiples of its factor 2") as caught:
         Parallel(Double(), PixelUnshuffle(2))((X, X[..., :3]))
-    assert caught.value.__notes__ == ["In layer 1 (PixelUnshuffle) of a Parallel."]
+    assert caught.value.__notes__ == ["In layer 1 (PixelUnshuffle) of Parallel."]

@@ -362,25 +362,32 @@ def doubled(state):
     return state[0], 2 * state[1]
 
 
-@breaks("rebuilding", r"of forward makes the gradient of .* wrong by .*rebuild_for", x=pair)
-class RebuildsForwardElsewhere(Coupled):
-    def rebuild_forward(self, y, restore, context=None):
-        super().rebuild_forward(doubled(y), restore, context)
+class RebuildsElsewhere(Coupled):
+    """Rebuilds one direction from another output."""
+
+    inverted: bool
+
+    def rebuild(self, y, replay):
+        if replay.inverted is not self.inverted:
+            return super().rebuild(y, replay)
+        super().rebuild(doubled(y), replay)
         with torch.no_grad():
-            return self.inverse(y)
+            return self.forward(y) if self.inverted else self.inverse(y)
 
 
-@breaks("rebuilding", r"of inverse makes the gradient of .* wrong by .*rebuild_inv", x=pair)
-class RebuildsInverseElsewhere(Coupled):
-    def rebuild_inverse(self, x, restore, context=None):
-        super().rebuild_inverse(doubled(x), restore, context)
-        with torch.no_grad():
-            return self.forward(x)
+@breaks("rebuilding", r"of forward makes the gradient of .* wrong by .*Check rebuild", x=pair)
+class RebuildsForwardElsewhere(RebuildsElsewhere):
+    inverted = False
+
+
+@breaks("rebuilding", r"of inverse makes the gradient of .* wrong by .*Check rebuild", x=pair)
+class RebuildsInverseElsewhere(RebuildsElsewhere):
+    inverted = True
 
 
 @breaks("rebuilding", r"forward cannot be rebuilt: ", x=pair)
 class RebuildsNothing(Coupled):
-    def rebuild_forward(self, y, *_):
+    def rebuild(self, y, replay):
         with torch.no_grad():
             return self.inverse(y)
 

@@ -1,0 +1,38 @@
+"""What ``torch.compile`` needs to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def calling(module: nn.Module) -> Callable[..., Any]:
+    """A function that calls a module.
+
+    ``module.compile()`` does nothing, in silence, for modules whose forward is torch's own, such as
+    ``nn.Sequential`` (torch 2.13): the compiler skips torch's files, but not this one.
+    """
+
+    def call_module(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return call_module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of the module may run compiled code."""
+    return (
+        module._compiled_call_impl is not None
+        or "_orig_mod" in module._modules  # torch.compile(module)
+        or "forward" in module.__dict__  # module.forward = torch.compile(module.forward)
+    )
+
+
+@cache
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, out of the compiler's reach."""
+    return torch.compiler.disable(function)  # type: ignore[no-any-return,no-untyped-call]

@@ -1,0 +1,222 @@
+"""Layers run one after the other, of whose states only the last is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._support.generators import RNGStates, accelerators
+from .._support.no_trace import lock
+from ..state import State, streams_of, tensors, version
+from .drift import current_drift
+from .frame import Frame
+from .plan import Step
+from .replay import layout_of, restored, thread
+
+
+class Kept:
+    """A value that is stored, and must not be changed in place meanwhile."""
+
+    __slots__ = ("value", "versions")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.versions = [version(x) for x in tensors(value)]
+
+    def changed(self) -> bool:
+        return [version(x) for x in tensors(self.value)] != self.versions
+
+
+class Move:
+    """A layer that only moves numbers: it saves nothing, and is undone for nothing."""
+
+    __slots__ = ("inputs", "layouts", "outputs", "returns_tuple", "step")
+
+    inputs: list[int]
+    outputs: list[int]
+    returns_tuple: bool
+
+    def __init__(self, step: Step, streams: Sequence[Tensor]) -> None:
+        self.step = step
+        self.layouts = [layout_of(stream) for stream in streams]
+
+    def undo(self, y: State) -> State:
+        """Rebuilds the input."""
+        with torch.no_grad():
+            x = self.step.direction.undo(self.step.layer, y, None)
+        return tuple(
+            restored(stream, layout, self.step.place)
+            for layout, stream in zip(self.layouts, streams_of(x), strict=True)
+        )
+
+
+class Chain:
+    """What a run keeps for its backward pass, and how states are rebuilt from it.
+
+    Every tensor on the way has a number. A layer consumes some and makes others; what it hands
+    through keeps its number. In the backward pass a tensor's value is stored, or it comes from
+    undoing the layer that consumed it. For that the tensors that this layer returned are needed,
+    and so on up to the end of the run, whose state is stored. Autograd asks for layers from the
+    last to the first, so that one step is enough; any other order works too, and what one branch
+    needs is rebuilt without the others.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = Kept(context)
+        self._devices = accelerators(context)
+        self._rng: RNGStates | None = None
+        self._links: list[Frame | Move] = []
+        # By number: the link that consumed the tensor.
+        self._consumers: list[int | None] = []
+        # While the run goes on: tensors that no layer has consumed yet, by id.
+        self._live: dict[int, tuple[int, Tensor]] = {}
+        # Values that are stored, and values that were rebuilt and are still needed.
+        self._kept: dict[int, Kept] = {}
+        self._rebuilt: dict[int, Tensor] = {}
+        # The frame whose saved tensors are there, and what goes when the next is rebuilt.
+        self._filled: Frame | None = None
+        self._spent: list[int] = []
+        self._drift = current_drift()
+
+    def record(self, step: Step, x: Any) -> tuple[Any, Tensor | None]:
+        """Runs the next layer."""
+        streams = x if isinstance(x, tuple) else (x,)
+        inputs = [self._number(stream) for stream in streams]
+        # What an injective layer's inverse throws away can't be rebuilt.
+        if step.is_anchor or (step.direction.inverted and not step.layer.bijective):
+            for number, stream in zip(inputs, streams, strict=True):
+                self._kept.setdefault(number, Kept(stream.detach()))
+        if not step.layer.moves_only:
+            frame, y, log_det = self._run(step, x, streams)
+            frame.takes_tuple = isinstance(x, tuple)
+            self._connect(frame, streams, inputs, y)
+            return y, log_det
+        y, log_det = step.direction.run(step.layer, x, None)
+        if not all(id(stream) in self._live for stream in streams_of(y)):  # as behind Swap
+            self._connect(Move(step, streams), streams, inputs, y)
+        return y, log_det
+
+    def end(self) -> None:
+        """Stores what no layer has consumed: the state behind the last."""
+        for number, stream in self._live.values():
+            self._kept.setdefault(number, Kept(stream.detach()))
+        self._live.clear()
+
+    def _run(
+        self, step: Step, x: Any, streams: Sequence[Tensor]
+    ) -> tuple[Frame, Any, Tensor | None]:
+        devices = [*self._devices, *(x.device for x in streams if not (x.is_cpu or x.is_meta))]
+        # A composition inside a sub-network is rebuilt with it.
+        with lock:
+            thread.inside_layer = True
+            try:
+                frame = Frame(step, streams, self._context.value, devices, self._rng)
+                if self._drift:
+                    self._drift.remember(frame, x)
+                y, log_det = frame.run(x, self._fill)
+            finally:
+                thread.inside_layer = False
+        self._rng = frame.circumstances.rng
+        return frame, y, log_det
+
+    def _number(self, stream: Tensor) -> int:
+        """The number of a tensor, a new one for a tensor that comes from outside."""
+        known = self._live.get(id(stream))
+        if known is not None:
+            return known[0]
+        number = len(self._consumers)
+        self._consumers.append(None)
+        self._live[id(stream)] = number, stream
+        return number
+
+    def _connect(
+        self, link: Frame | Move, streams: Sequence[Tensor], inputs: list[int], y: State
+    ) -> None:
+        """Notes which tensors a layer consumed and which it made."""
+        outputs = [self._number(stream) for stream in streams_of(y)]
+        index = len(self._links)
+        for stream, number in zip(streams, inputs, strict=True):
+            if number not in outputs and self._consumers[number] is None:
+                self._consumers[number] = index
+                del self._live[id(stream)]
+        link.inputs, link.outputs, link.returns_tuple = inputs, outputs, isinstance(y, tuple)
+        self._links.append(link)
+
+    def _fill(self, frame: Frame) -> None:
+        """Rebuilds a frame's input and saved tensors."""
+        if self._filled is not None and self._filled is not frame:
+            self._filled.forget()
+            self._drop_spent()
+        if self._context.changed():
+            raise RuntimeError("the context was changed in place between forward and backward.")
+        before = thread.inside_layer, thread.rebuilding
+        thread.inside_layer = thread.rebuilding = True
+        try:
+            if all(number in self._kept for number in frame.inputs):
+                x = frame.rerun(self._state(frame.inputs, frame.takes_tuple))
+            else:
+                self._require(frame.outputs)
+                x = frame.rebuild(self._state(frame.outputs, frame.returns_tuple))
+        except Exception as error:
+            error.add_note(f"While {frame.step.place} was rebuilt in the backward pass.")
+            raise
+        finally:
+            thread.inside_layer, thread.rebuilding = before
+        self._arrive(frame, x)
+        self._filled = frame
+
+    def _require(self, numbers: Sequence[int]) -> None:
+        """Undoes the layers that lie between some tensors and what is known."""
+        waiting = [number for number in numbers if not self._is_known(number)]
+        while waiting:
+            number = waiting[-1]
+            if self._is_known(number):
+                waiting.pop()
+                continue
+            consumer = self._consumers[number]
+            assert consumer is not None, "what nobody consumed is stored"
+            link = self._links[consumer]
+            missing = [number for number in link.outputs if not self._is_known(number)]
+            if missing:
+                waiting += missing
+                continue
+            self._arrive(link, link.undo(self._state(link.outputs, link.returns_tuple)))
+            self._drop_spent()
+
+    def _is_known(self, number: int) -> bool:
+        return number in self._rebuilt or number in self._kept
+
+    def _state(self, numbers: Sequence[int], is_tuple: bool) -> Any:
+        values = tuple(map(self._value, numbers))
+        return values if is_tuple else values[0]
+
+    def _value(self, number: int) -> Tensor:
+        if number in self._rebuilt:
+            return self._rebuilt[number]
+        kept = self._kept[number]
+        if kept.changed():
+            which = "output" if self._consumers[number] is None else "state"
+            raise RuntimeError(
+                f"the {which} of a composition with reversible checkpointing was changed in place "
+                "between forward and backward, so that its activations can't be rebuilt. Use an "
+                "out-of-place operation behind it, for instance ReLU(inplace=False)."
+            )
+        value: Tensor = kept.value
+        return value
+
+    def _arrive(self, link: Frame | Move, x: State) -> None:
+        """Keeps what a layer consumed, now that it is rebuilt; what it made is of no more use."""
+        for number, stream in zip(link.inputs, streams_of(x), strict=True):
+            if number not in link.outputs and number not in self._kept:
+                self._rebuilt[number] = stream.detach()
+        self._spent = [number for number in link.outputs if number not in link.inputs]
+        if self._drift and isinstance(link, Frame):
+            self._drift.measure(link, x)
+
+    def _drop_spent(self) -> None:
+        for number in self._spent:
+            self._rebuilt.pop(number, None)
+        self._spent = []

@@ -1,0 +1,190 @@
+"""What a layer's result depends on besides its input, kept so that it can run again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .._support.generators import RNGStates, get_rng_states, same_rng_states, set_rng_states
+from .._support.no_trace import Places, put_back
+from .._support.survey import Survey
+from ..state import version, versions
+
+
+class Circumstances:
+    """Parameters, buffers, random generators and autocast as a layer found them.
+
+    Made before the layer runs; :meth:`close` is called behind it. Later :meth:`enter` puts all of
+    it as it was then, and :meth:`leave` as it is now.
+    """
+
+    __slots__ = (
+        "_autocast",
+        "_buffers",
+        "_devices",
+        "_now",
+        "_places",
+        "_stack",
+        "_survey",
+        "_versions",
+        "rng",
+        "rng_after",
+        "rng_before",
+    )
+
+    def __init__(self, found: Survey, devices: list[torch.device], rng: RNGStates | None) -> None:
+        self._survey = found
+        self._devices = devices
+        self._versions = versions(found.parameters)
+        self._autocast = _autocast_settings(devices)
+        self._buffers = _copy_buffers(found.with_buffers)
+        # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
+        self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
+        self.rng_after: RNGStates | None = None
+        self.rng = self.rng_before or rng
+
+    def close(self, drawing_shows: bool) -> None:
+        """Forgets what the layer left alone; whether it drew may not show in the generators."""
+        self._buffers = [entry for entry in self._buffers if entry.changed()]
+        if self.rng_before is not None and drawing_shows:
+            self.rng = _reuse(self.rng_before, get_rng_states(self._devices))
+            if self.rng is self.rng_before:
+                self.rng_before = None
+            else:
+                self.rng_after = self.rng
+
+    @property
+    def drew(self) -> bool:
+        """Whether the layer drew random numbers, or may have drawn some."""
+        return self.rng_before is not None
+
+    def enter(self, place: str) -> None:
+        """Puts all as the layer found it."""
+        parameters = self._survey.parameters
+        now = versions(parameters)
+        if now != self._versions:
+            changed = next(i for i, was in enumerate(self._versions) if was != now[i])
+            raise RuntimeError(
+                f"a parameter of {place}, of shape {tuple(parameters[changed].shape)}, was changed "
+                "in place between forward and backward: its activations can't be rebuilt. Call "
+                "backward before optimizer.step()."
+            )
+        self._places: Places = [(m._buffers, dict(m._buffers)) for m in self._survey.with_buffers]
+        self._now = get_rng_states(self._devices) if self.drew else None
+        self._stack = None
+        if self._autocast != _autocast_settings(self._devices):
+            self._stack = ExitStack()
+            for kind, enabled, dtype, cache in self._autocast:
+                self._stack.enter_context(torch.autocast(kind, dtype, enabled, cache))
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Puts buffers and generators as the layer found them, once more."""
+        if self.rng_before is not None:
+            set_rng_states(self._devices, self.rng_before)
+        fresh: dict[int, Tensor] = {}
+        for part, (place, buffers) in zip(self._survey.with_buffers, self._places, strict=True):
+            if not buffers:
+                continue
+            if type(part) in _BATCH_NORMS and not self._survey.may_be_compiled:
+                if part.training:
+                    place.update(_scratch(part))
+                continue
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    place[name] = fresh.setdefault(id(buffer), buffer.detach().clone())
+        for place, name, _, _, copy in self._buffers:
+            place[name] = fresh.setdefault(id(copy), copy.clone())
+
+    def leave(self) -> None:
+        """Puts all as it was before :meth:`enter`."""
+        put_back(self._places)
+        if self._now is not None:
+            set_rng_states(self._devices, self._now)
+        if self._stack is not None:
+            self._stack.close()
+
+    def has_drawn_alike(self) -> bool:
+        """Whether as many random numbers were drawn as in the forward pass, where that is known."""
+        return self.rng_after is None or same_rng_states(
+            get_rng_states(self._devices), self.rng_after
+        )
+
+
+class _BufferCopy(NamedTuple):
+    """A buffer as it was before a layer ran."""
+
+    place: dict[str, Tensor | None]
+    name: str
+    buffer: Tensor
+    version: int
+    copy: Tensor
+
+    def changed(self) -> bool:
+        return self.place.get(self.name) is not self.buffer or version(self.buffer) != self.version
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# In train mode they only write their running statistics, and in eval mode only read them.
+_WRITE_ONLY = (*_BATCH_NORMS, nn.SyncBatchNorm)
+
+
+def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
+    copies: dict[int, Tensor] = {}  # a buffer in two places is copied once
+    return [
+        _BufferCopy(
+            part._buffers,
+            name,
+            buffer,
+            version(buffer),
+            copies.setdefault(id(buffer), buffer.detach().clone()),
+        )
+        for part in modules
+        if part._buffers and type(part) not in _WRITE_ONLY
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+
+
+# Running statistics that BatchNorm may write to in a second run, and nobody reads.
+_scratches: WeakKeyDictionary[nn.Module, dict[str, Tensor | None]] = WeakKeyDictionary()
+
+
+def _scratch(norm: nn.Module) -> dict[str, Tensor | None]:
+    mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+    if mean is None or var is None:
+        return {}
+    found = _scratches.get(norm)
+    if found is None or not _are_alike(found["running_mean"], mean):
+        found = {"running_mean": mean.clone(), "running_var": var.clone()}
+        found["num_batches_tracked"] = None
+        _scratches[norm] = found
+    return found
+
+
+def _are_alike(one: Tensor | None, other: Tensor) -> bool:
+    return (
+        one is not None
+        and one.dtype == other.dtype
+        and one.device == other.device
+        and one.shape == other.shape
+    )
+
+
+def _reuse(old: RNGStates | None, new: RNGStates) -> RNGStates:
+    return old if old is not None and same_rng_states(old, new) else new
+
+
+def _autocast_settings(
+    devices: list[torch.device],
+) -> list[tuple[str, bool, torch.dtype, bool]]:
+    kinds = ("cpu", *{device.type for device in devices}) if devices else ("cpu",)
+    cache = torch.is_autocast_cache_enabled()
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind), cache)
+        for kind in kinds
+    ]

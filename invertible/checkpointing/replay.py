@@ -1,0 +1,156 @@
+"""What a layer is handed to rebuild its input."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._support.memory_format import with_strides
+from ..state import State, streams_of
+from .circumstances import Circumstances
+from .plan import Step
+
+# What a rebuilt stream must have in common with the original: shape, strides, dtype, and whether it
+# requires grad. A plain tuple, since two are made a layer.
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, bool]
+
+
+def layout_of(x: Tensor) -> Layout:
+    """The layout of a stream."""
+    return x.shape, x.stride(), x.dtype, x.requires_grad
+
+
+def restored(x: Tensor, layout: Layout, place: str) -> Tensor:
+    """Rebuilt values in the original's strides, cut off from their graph."""
+    shape, stride, dtype, _ = layout
+    if x.shape != shape or x.dtype != dtype:
+        raise RuntimeError(
+            f"{place} took a stream of shape {tuple(shape)} and {dtype}, and was rebuilt with "
+            f"{tuple(x.shape)} and {x.dtype}."
+        )
+    x = x.detach()
+    return x if x.stride() == stride else with_strides(x, stride)
+
+
+class Replay:
+    """A run of a layer that is to be repeated: see :meth:`InvertibleModule.rebuild`.
+
+    When ``rebuild`` is called, grad is enabled, and buffers, random generators and autocast are
+    as the layer found them when it ran. What they become meanwhile is forgotten.
+    """
+
+    __slots__ = ("_circumstances", "_layouts", "_output", "_step", "context")
+
+    context: Any
+    """What a conditional layer took as its second argument."""
+
+    def __init__(
+        self,
+        step: Step,
+        context: Any,
+        layouts: list[Layout],
+        circumstances: Circumstances,
+        output: State | None,
+    ) -> None:
+        self.context = context
+        self._step = step
+        self._layouts = layouts
+        self._circumstances = circumstances
+        self._output = output
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the layer ran backwards, by ``inverse`` or ``inverse_and_log_det``."""
+        return self._step.direction.inverted
+
+    @property
+    def log_det(self) -> bool:
+        """Whether the log-determinant was computed as well."""
+        return self._step.direction.log_det
+
+    def restore(self, x: Tensor, stream: int = 0) -> Tensor:
+        """Gives a rebuilt stream of the input the strides and ``requires_grad`` that it had.
+
+        Args:
+            x: The rebuilt values, cut off from whatever graph they have.
+            stream: Which stream of the input it is.
+
+        Raises:
+            RuntimeError: If shape or dtype are not those of the original.
+        """
+        layout = self._layouts[stream]
+        x = restored(x, layout, self._step.place)
+        return x.requires_grad_() if layout[3] else x
+
+    def undo(self, y: State) -> Any:
+        """The input from the output by the layer's other direction, without grad; restored."""
+        with torch.no_grad():
+            x = self._step.direction.undo(self._step.layer, y, self.context)
+        return self.restore_state(x)
+
+    def restore_state(self, x: State) -> Any:
+        """:meth:`restore` for each stream of a state."""
+        if not isinstance(x, tuple):
+            return self.restore(x)
+        return tuple(self.restore(stream, i) for i, stream in enumerate(x))
+
+    def run(self, x: State) -> tuple[Any, Tensor | None]:
+        """Runs the layer again, from the buffers and random numbers that it found.
+
+        Raises:
+            RuntimeError: If random numbers led elsewhere than in the forward pass.
+        """
+        self._circumstances.rewind()
+        y, log_det = self._step.direction.run(self._step.layer, x, self.context)
+        if self._circumstances.drew and self._output is not None:
+            self._require_undone(y, self._output)
+        return y, log_det
+
+    def _require_undone(self, found: State, expected: State) -> None:
+        """A layer that draws several times may draw in another order when it is inverted."""
+        for one, other in zip(streams_of(found), streams_of(expected), strict=True):
+            error = (one.detach() - other).norm() / other.norm()
+            if not error <= 0.1:
+                raise RuntimeError(
+                    f"{self._step.place} draws random numbers, and its inverse does not undo what "
+                    f"was drawn in the forward pass: the rebuilt state is wrong by {error:.2g} of "
+                    "its norm. Make it an InvertibleSequential of its parts, or override rebuild."
+                )
+
+
+class _Thread(threading.local):
+    """Where this thread is."""
+
+    inside_layer = False
+    rebuilding = False
+
+
+thread = _Thread()
+
+
+def is_inside_layer() -> bool:
+    """Whether a layer that will be rebuilt is running: what is in it is rebuilt with it."""
+    return thread.inside_layer
+
+
+def is_rebuilding() -> bool:
+    """Whether the code that asks is being run again to rebuild activations.
+
+    For code in a sub-network that logs, counts or draws pictures, and wants to do so once a step.
+    What the sub-network computes must not depend on the answer.
+
+    Example:
+        >>> class Logged(nn.Module):
+        ...     def forward(self, x):
+        ...         if not is_rebuilding():
+        ...             print("mean", x.mean().item())
+        ...         return x.tanh()
+        >>> network = InvertibleSequential(Split(), AdditiveCoupling(Logged()), checkpoint=True)
+        >>> y1, y2 = network(torch.zeros(8, 4, requires_grad=True))
+        mean 0.0
+        >>> (y1 + y2).sum().backward()
+    """
+    return thread.rebuilding

@@ -1,0 +1,187 @@
+"""The one loop that runs a plan, whether activations are stored or rebuilt."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._support.checks import check_contexts, check_state, describe, expect_streams
+from .._support.no_trace import no_trace
+from ..direction import Direction
+from ..exact.grid import finest_grid
+from ..exact.ranges import check_entrance, check_exit, check_range
+from ..module import InvertibleModule
+from .chain import Chain
+from .plan import Branches, Plan, Step, Steps
+from .replay import is_inside_layer
+from .settings import Rebuild
+
+
+def run(
+    module: InvertibleModule, direction: Direction, x: Any, context: Any
+) -> tuple[Any, list[Tensor]]:
+    """Runs a composition, or a layer by itself, in one of its four ways.
+
+    Activations are rebuilt where the composition asks for it, one in it, or a call around it.
+
+    Returns:
+        The state at the end, and the log-determinants of all layers if they are asked for.
+    """
+    rebuilds = (
+        torch.is_grad_enabled()
+        and not is_inside_layer()
+        # Their autograd refuses hooks on saved tensors.
+        and not torch._C._are_functorch_transforms_active()
+    )
+    asked = _around.rebuild
+    if torch.compiler.is_dynamo_compiling() and Plan(module, direction, rebuilds, asked).rebuilds:
+        # A layer must run the same code when it is rebuilt, outside of the compiler's reach.
+        eager: Any = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+        return eager(module, direction, x, context, rebuilds, asked)  # type: ignore[no-any-return]
+    return _run(module, direction, x, context, rebuilds, asked)
+
+
+def _run(
+    module: InvertibleModule,
+    direction: Direction,
+    x: Any,
+    context: Any,
+    rebuilds: bool,
+    asked: Rebuild | None,
+) -> tuple[Any, list[Tensor]]:
+    plan = Plan(module, direction, rebuilds, asked)
+    check_contexts(module, plan.layers, context)
+    if isinstance(plan.steps[0], Step):  # branches look for themselves
+        check_state(module, x, "the output of" if direction.inverted else "the input of")
+    grid = finest_grid(plan.layers)
+    if grid is not None:
+        check_entrance(module, direction, x, grid)
+    follower = _Follower(module, context)
+    y = follower.follow(plan.steps, x)
+    if grid is not None:
+        y = check_exit(module, direction, y, grid)
+    return y, follower.log_dets
+
+
+class _Follower:
+    """Runs the steps of one plan."""
+
+    def __init__(self, module: InvertibleModule, context: Any) -> None:
+        self.module = module
+        self.context = context
+        self.log_dets: list[Tensor] = []
+        self.chain: Chain | None = None
+
+    def follow(self, steps: Steps, state: Any) -> Any:
+        """Runs all steps, and stores what the rebuilt ones are rebuilt from."""
+        state = self._steps(steps, state)
+        self._end_chain()
+        return state
+
+    def _steps(self, steps: Steps, state: Any) -> Any:
+        for step in steps:
+            state = (
+                self._fork(step, state) if isinstance(step, Branches) else self._step(step, state)
+            )
+        return state
+
+    def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
+        """Runs layers on some streams each, one after the other."""
+        owner = fork.owner
+        count = getattr(owner, "stream_count", None)
+        streams = list(expect_streams(owner, state, count))
+        for member, steps in fork.members:
+            if isinstance(member.streams, int):
+                place = _position(owner, member.streams, streams)
+                found = self._steps(steps, streams[place])
+                if not isinstance(found, Tensor):
+                    raise TypeError(
+                        f"{type(owner).__name__} hands one stream to layer {member.name} "
+                        f"({type(member.layer).__name__}) and takes one tensor back, got "
+                        f"{describe(found)}."
+                    )
+                streams[place] = found
+                continue
+            places = [_position(owner, i, streams) for i in member.streams or ()]
+            found = self._steps(steps, tuple(streams[place] for place in places))
+            if not isinstance(found, tuple) or len(found) != len(places):
+                raise ValueError(
+                    f"{type(owner).__name__} hands {len(places)} streams to layer {member.name} "
+                    f"({type(member.layer).__name__}) and takes as many back, got "
+                    f"{describe(found)}."
+                )
+            for place, stream in zip(places, found, strict=True):
+                streams[place] = stream
+        return tuple(streams)
+
+    def _step(self, step: Step, state: Any) -> Any:
+        try:
+            if step.rebuild is None or step.is_whole:
+                state, log_det = self._store(step, state)
+            else:
+                state, log_det = self._record(step, state)
+            check_state(step.layer, state, "what is returned by")
+            if step.grid is not None:
+                check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
+        except Exception as error:
+            error.add_note(f"In {step.place} of {type(self.module).__name__}.")
+            raise
+        if log_det is not None:
+            self.log_dets.append(log_det)
+        return state
+
+    def _record(self, step: Step, state: Any) -> tuple[Any, Tensor | None]:
+        """Runs a layer whose activations are rebuilt."""
+        if self.chain is None:
+            self.chain = Chain(self.context)
+        return self.chain.record(step, state)
+
+    def _store(self, step: Step, state: Any) -> tuple[Any, Tensor | None]:
+        """Runs a layer that stores its activations, or a composition that sees to them itself."""
+        self._end_chain()
+        if step.untraced:
+            with no_trace(step.layer, (state, self.context)):
+                return step.direction.run(step.layer, state, self.context)
+        if step.is_whole:
+            with asking(step.rebuild):
+                return step.direction.run(step.layer, state, self.context)
+        return step.direction.run(step.layer, state, self.context)
+
+    def _end_chain(self) -> None:
+        if self.chain is not None:
+            self.chain.end()
+            self.chain = None
+
+
+class _Around(threading.local):
+    """What the call around a composition asks of it, in this thread."""
+
+    rebuild: Rebuild | None = None
+
+
+_around = _Around()
+
+
+@contextmanager
+def asking(rebuild: Rebuild | None) -> Iterator[None]:
+    """Compositions that are called inside rebuild their activations so; None asks for nothing."""
+    before, _around.rebuild = _around.rebuild, rebuild
+    try:
+        yield
+    finally:
+        _around.rebuild = before
+
+
+def _position(owner: InvertibleModule, stream: int, streams: list[Tensor]) -> int:
+    """The place of a stream, counted from the front."""
+    if not -len(streams) <= stream < len(streams):
+        raise ValueError(
+            f"{type(owner).__name__} runs a layer on stream {stream}, got a state of "
+            f"{len(streams)} (numbered from 0, or from the end by negative numbers)."
+        )
+    return stream % len(streams)

@@ -1,0 +1,117 @@
+"""What compositions have in common: they are their members."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpointing.plan import Plan, Step, Steps, runs_members
+from ..checkpointing.run import run
+from ..checkpointing.settings import Rebuild
+from ..direction import Direction
+from ..exact.grid import finest_grid
+from ..module import InvertibleModule, Member
+
+
+class Composite(InvertibleModule):
+    """A layer made of other layers: list them in :meth:`members`, and everything else follows.
+
+    Both directions, log-determinants and all properties are those of the members together.
+    Reversible checkpointing takes the layer apart as it does with :class:`InvertibleSequential`,
+    so that its memory does not grow with the number of its members, however they are nested. For
+    your own containers; a subclass that overrides ``forward`` is run as it says, and in one piece.
+
+    Example:
+        >>> class Twice(Composite):
+        ...     def __init__(self, layer):
+        ...         super().__init__()
+        ...         self.layer = layer
+        ...
+        ...     def members(self):
+        ...         return 2 * [Member("layer", self.layer)]
+        >>> Twice(PixelUnshuffle(2))(torch.randn(1, 3, 8, 8)).shape
+        torch.Size([1, 48, 2, 2])
+    """
+
+    checkpoint: bool | Rebuild = False
+    """Whether training rebuilds activations instead of storing them, and how."""
+    check_layers: bool = False
+    """Whether an exact composition checks the range behind every layer."""
+    stream_count: int | None = None
+    """How many streams the state must have where members take some each; None for any number."""
+
+    @abstractmethod
+    def members(self) -> Sequence[Member]:
+        """The layers that ``forward`` runs, in this order; ``inverse`` runs them from the last."""
+
+    @property
+    def bijective(self) -> bool:
+        return all(member.layer.bijective for member in self.members())
+
+    @property
+    def volume_preserving(self) -> bool:
+        return all(member.layer.volume_preserving for member in self.members())
+
+    @property
+    def conditional(self) -> bool:
+        return any(member.layer.conditional for member in self.members())
+
+    @property
+    def requires_context(self) -> bool:
+        return any(member.layer.requires_context for member in self.members())
+
+    @property
+    def moves_only(self) -> bool:
+        return all(member.layer.moves_only for member in self.members())
+
+    @property
+    def quantum(self) -> float | None:
+        """The finest of the members' quanta; None if one has none, or all only move numbers."""
+        grid = finest_grid(member.layer for member in self.members())
+        return None if grid is None else grid.quantum
+
+    @property
+    def inexact_layers(self) -> dict[str, InvertibleModule]:
+        """The layers that keep no grid, by name, and so keep the composition from being exact."""
+        return dict(_inexact(Plan(self, Direction()).steps))
+
+    @property
+    def _puts_on_grid(self) -> bool:
+        computing = [member for member in self.members() if not member.layer.moves_only]
+        return bool(computing) and _puts_on_grid(computing[0])
+
+    @runs_members
+    def forward(self, x: Any, context: Any = None) -> Any:
+        return run(self, Direction(), x, context)[0]
+
+    @runs_members
+    def inverse(self, y: Any, context: Any = None) -> Any:
+        return run(self, Direction(inverted=True), y, context)[0]
+
+    @runs_members
+    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
+        y, log_dets = run(self, Direction(log_det=True), x, context)
+        return y, torch.stack(log_dets).sum(0)
+
+    @runs_members
+    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+        x, log_dets = run(self, Direction(inverted=True, log_det=True), y, context)
+        return x, torch.stack(log_dets).sum(0)
+
+
+def _puts_on_grid(member: Member) -> bool:
+    return member.layer._puts_on_grid and not member.inverted
+
+
+def _inexact(steps: Steps) -> Iterator[tuple[str, InvertibleModule]]:
+    for step in steps:
+        if isinstance(step, Step):
+            if not step.layer.exact:
+                yield step.name, step.layer
+        else:
+            for _, inner in step.members:
+                yield from _inexact(inner)

@@ -1,0 +1,48 @@
+"""Calling somebody's module in a layer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..module import InvertibleModule
+from ..state import version
+
+
+def name_of_f(layer: InvertibleModule, f: nn.Module) -> str:
+    """How a message calls a layer's sub-network."""
+    return f"{type(layer).__name__}'s f ({type(f).__name__})"
+
+
+def evaluate(layer: InvertibleModule, f: nn.Module, x: Tensor, context: Any) -> Any:
+    """What a layer's sub-network returns for a stream, and a context if there is one.
+
+    Raises:
+        RuntimeError: If it changes the stream in place.
+    """
+    before = version(x)
+    try:
+        result = f(x) if context is None else f(x, context)
+    except Exception as error:
+        error.add_note(
+            f"In {name_of_f(layer, f)}, given a second stream of shape {tuple(x.shape)}, "
+            f"{x.dtype} on {x.device}."
+        )
+        raise
+    if version(x) != before:
+        raise RuntimeError(
+            f"{name_of_f(layer, f)} changed its input in place, and the stream with it. Let its "
+            "first operation be out of place, for instance ReLU(inplace=False)."
+        )
+    return result
+
+
+def may_lack_context(f: nn.Module) -> bool:
+    """Whether a sub-network has a default for its second argument."""
+    try:
+        _, second, *_ = inspect.signature(f.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return second.default is not inspect.Parameter.empty
