@@ -387,7 +387,7 @@ class RebuildsInverseElsewhere(RebuildsElsewhere):
 
 @breaks("rebuilding", r"forward cannot be rebuilt: ", x=pair)
 class RebuildsNothing(Coupled):
-    def rebuild(self, y, replay):
+    def rebuild(self, y, _):
         with torch.no_grad():
             return self.inverse(y)
 
