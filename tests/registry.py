@@ -11,6 +11,7 @@ from invertible import (
     AdditiveCoupling,
     Flatten,
     HaarWavelet,
+    Identity,
     InjectivePad,
     Inverse,
     InvertibleModule,
@@ -82,6 +83,13 @@ LAYERS = {
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
     "HaarWavelet of signals": Case(lambda _: HaarWavelet(), signals),
     "HaarWavelet of volumes": Case(lambda _: HaarWavelet(), volumes),
+    "HaarWavelet orthonormal": Case(lambda _: HaarWavelet(orthonormal=True), tensors),
+    "HaarWavelet orthonormal of offsets": Case(
+        lambda _: HaarWavelet(orthonormal=True, order="offset-major"), tensors
+    ),
+    "HaarWavelet orthonormal of volumes": Case(lambda _: HaarWavelet(orthonormal=True), volumes),
+    "Identity": Case(lambda _: Identity(), tensors),
+    "Identity of pairs": Case(lambda _: Identity(), pairs),
     "InjectivePad": Case(lambda _: InjectivePad(3), tensors),
     "InjectivePad of width": Case(lambda _: InjectivePad(1, dim=-1, tolerance=1e-3), tensors),
     "Inverse": Case(lambda x: Inverse(block(x)), pairs),
@@ -93,8 +101,10 @@ LAYERS = {
     "Parallel": Case(lambda _: Parallel(PixelUnshuffle(2), PixelUnshuffle(1)), pairs),
     "Permute": Case(lambda x: Permute.random(x.shape[1], seed=0), tensors),
     "PixelShuffle": Case(lambda _: PixelShuffle(2), fours),
+    "PixelShuffle of factors": Case(lambda _: PixelShuffle((1, 2)), fours),
     "PixelShuffle of offsets": Case(lambda _: PixelShuffle(2, order="offset-major"), fours),
     "PixelUnshuffle": Case(lambda _: PixelUnshuffle(2), tensors),
+    "PixelUnshuffle of factors": Case(lambda _: PixelUnshuffle((2, 1)), tensors),
     "PixelUnshuffle of offsets": Case(lambda _: PixelUnshuffle(2, order="offset-major"), tensors),
     "PixelUnshuffle of signals": Case(lambda _: PixelUnshuffle(2), signals),
     "PixelUnshuffle of volumes": Case(lambda _: PixelUnshuffle(2), volumes),
@@ -120,6 +130,15 @@ EXACT_LAYERS = {
         lambda _: HaarWavelet(order="offset-major", quantum=QUANTUM), tensors
     ),
     "HaarWavelet of volumes": Case(lambda _: HaarWavelet(quantum=QUANTUM), volumes),
+    "HaarWavelet orthonormal": Case(
+        lambda _: HaarWavelet(orthonormal=True, quantum=QUANTUM), tensors
+    ),
+    "HaarWavelet orthonormal of offsets": Case(
+        lambda _: HaarWavelet(orthonormal=True, order="offset-major", quantum=QUANTUM), tensors
+    ),
+    "HaarWavelet orthonormal of volumes": Case(
+        lambda _: HaarWavelet(orthonormal=True, quantum=QUANTUM), volumes
+    ),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1], quantum=QUANTUM)), tensors),
     "PairScaling": Case(lambda x: randomized(PairScaling(x.shape[1], quantum=QUANTUM)), tensors),
     "Quantize": Case(lambda _: Quantize(QUANTUM), tensors),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..module import InvertibleModule
 
 FROM_FORWARD = "Pass what its forward returned."
+AS_TENSOR = "Convert it with torch.as_tensor."
 
 
 def describe(x: Any) -> str:
@@ -32,16 +33,29 @@ def name_of(layer: object, inverse: bool = False) -> str:
     return type(layer).__name__ + ("'s inverse" if inverse else "")
 
 
+def expect_state(layer: object, x: Any, *, inverse: bool = False) -> Any:
+    """Returns ``x`` if it is a state, tuples in tuples included, and raises otherwise."""
+    if not _is_state(x):
+        hint = _as_state(x) or (FROM_FORWARD if inverse else AS_TENSOR)
+        raise TypeError(
+            f"{name_of(layer, inverse)} takes a tensor or a plain tuple of tensors, got "
+            f"{describe(x)}. {hint}"
+        )
+    return x
+
+
 def expect_tensor(layer: object, x: Any, *, min_dim: int = 2, inverse: bool = False) -> Tensor:
     """Returns ``x`` if it is a tensor of at least ``min_dim`` dimensions, and raises otherwise."""
     name = name_of(layer, inverse)
     if not isinstance(x, Tensor):
         if inverse:
             hint = FROM_FORWARD
-        elif isinstance(x, tuple | list):
+        elif _is_state(x):
             hint = "Put Merge() before it to join the streams, or Parallel(...) to treat each."
+        elif _as_state(x):
+            hint = f"A state is a tensor or a plain tuple of tensors. {_as_state(x)}"
         else:
-            hint = "Convert it with torch.as_tensor."
+            hint = AS_TENSOR
         raise TypeError(f"{name} takes a tensor, got {describe(x)}. {hint}")
     if x.dim() < min_dim:
         raise ValueError(
@@ -64,9 +78,10 @@ def expect_streams(
     name = name_of(layer, inverse)
     split = "Split()" if count == 2 else "Split(sizes)"
     kind = "a pair of tensors" if count == 2 else f"a tuple of {_tensors(count)}"
-    if not isinstance(x, tuple):
+    # A tuple with names would come out without them.
+    if type(x) is not tuple:
         if not isinstance(x, Tensor):
-            hint = "Hand the streams over as a tuple."
+            hint = _as_state(x) or "Hand the streams over as a tuple: (x1, x2)."
         else:
             hint = FROM_FORWARD if inverse else f"Put {split} before it to make them."
         raise TypeError(f"{name} takes {kind}, got {describe(x)}. {hint}")
@@ -98,6 +113,33 @@ def _are_alike(streams: tuple[Any, ...]) -> bool:
         if not isinstance(stream, Tensor) or stream.dtype != dtype or stream.device != device:
             return False
     return True
+
+
+def expect_numbers(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor:
+    """Returns ``x`` if a layer can compute with it, and raises for whole numbers and bools.
+
+    They would wrap around, or come back as another dtype.
+    """
+    if not (x.is_floating_point() or x.is_complex()):
+        raise TypeError(
+            f"{name_of(layer, inverse)} computes with its input and takes floating-point numbers, "
+            f"got {x.dtype}. Convert it: x.float(), or x.float() / 256 for 8-bit images, which "
+            "puts them on the grid of every quantum up to 2**-8."
+        )
+    return x
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, Tensor) or (type(x) is tuple and len(x) > 0 and all(map(_is_state, x)))
+
+
+def _as_state(x: Any) -> str:
+    """How to make a plain tuple of tensors of something like one; nothing for other things."""
+    if isinstance(x, dict) and x and _is_state(tuple(x.values())):
+        return "Hand the streams over as a plain tuple: tuple(x.values())."
+    if isinstance(x, tuple | list) and _is_state(tuple(x)):
+        return "Hand the streams over as a plain tuple: tuple(x)."
+    return ""
 
 
 def _tensors(count: int | None) -> str:
@@ -139,12 +181,7 @@ def check_state(layer: object, state: Any, what: str) -> None:
                 break
         else:
             return
-    hint = ""
-    if isinstance(state, tuple | list) and all(isinstance(part, Tensor) for part in state):
-        hint = " Make it a plain tuple: tuple(state)."
-    elif isinstance(state, dict):
-        hint = " Hand over its values as a tuple, or what is no state as the context."
     raise TypeError(
         f"{what} {type(layer).__name__} must be a tensor or a tuple of tensors, got "
-        f"{describe(state)}.{hint}"
+        f"{describe(state)}. {_as_state(state)}".rstrip()
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
-from collections.abc import Iterator
-from typing import Any, overload
+from collections.abc import Iterable, Iterator
+from typing import Any, Self, overload
 
 from torch import nn
 
@@ -20,9 +21,12 @@ class InvertibleSequential(Composite):
     .. math:: y = (f_n \circ \dots \circ f_1)(x), \qquad
               x = (f_1^{-1} \circ \dots \circ f_n^{-1})(y)
 
-    It is indexed, sliced, iterated over and appended to as :class:`torch.nn.Sequential` is; a
-    slice is invertible too and shares the layers. It is bijective, volume preserving and
-    so on when all its layers are. A context reaches every layer that takes one.
+    It is indexed, sliced, iterated over and edited as :class:`torch.nn.Sequential` is, also by
+    ``network[i] = layer``, ``del network[i]`` and ``+``; slices and sums are invertible too, share
+    the layers, and have the options of the (left) original. Layers without a name are numbered
+    by their place, also in the keys of the ``state_dict``; those with one keep it, and what is
+    inserted or added gets numbers. It is bijective, volume preserving and so on when all its layers
+    are. A context reaches every layer that takes one.
 
     Args:
         *layers: Invertible layers in the order of :meth:`forward`, or one ``OrderedDict`` of
@@ -78,14 +82,38 @@ class InvertibleSequential(Composite):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An attribute that is a module becomes a layer, as in nn.Sequential.
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module) or name in self.__dict__.get("_modules", ()):
             _require_invertible(name, value)
         super().__setattr__(name, value)
 
-    def append(self, layer: InvertibleModule) -> InvertibleSequential:
+    def append(self, layer: InvertibleModule) -> Self:
         """Adds a layer at the end, and returns the sequence."""
         self.add_module(str(len(self)), layer)
         return self
+
+    def extend(self, layers: Iterable[InvertibleModule]) -> Self:
+        """Adds layers at the end, all or, if one is refused, none; returns the sequence."""
+        added = list(layers)
+        for i, layer in enumerate(added):
+            _require_invertible(str(len(self) + i), layer)
+        for layer in added:
+            self.append(layer)
+        return self
+
+    def insert(self, index: int, layer: InvertibleModule) -> Self:
+        """Puts a layer before the one at ``index``, and returns the sequence."""
+        if not -len(self) <= operator.index(index) <= len(self):
+            raise IndexError(_out_of_range(self, index))
+        _require_invertible(str(index), layer)
+        layers = list(self._modules.items())
+        layers.insert(index, ("0", layer))
+        return self._renumber(layers)
+
+    def pop(self, index: int | slice = -1) -> InvertibleModule:
+        """Takes out the layer at ``index``, by default the last, and returns it."""
+        layer = self[index]
+        del self[index]
+        return layer
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -99,20 +127,67 @@ class InvertibleSequential(Composite):
     def __getitem__(self, index: slice) -> InvertibleSequential: ...
     def __getitem__(self, index: int | slice) -> InvertibleModule:
         if not isinstance(index, slice):
-            return list(self)[index]
-        layers = list(self._modules.items())[index]
-        # Numbered layers are numbered anew, so that append finds the next number free.
-        if all(name.isdigit() for name, _ in layers):
-            layers = [(str(i), layer) for i, (_, layer) in enumerate(layers)]
-        return InvertibleSequential(
-            OrderedDict(layers),  # type: ignore[arg-type]
+            return self._modules[self._name(index)]  # type: ignore[return-value]
+        part = InvertibleSequential(
             checkpoint=self.checkpoint,
             check_layers=self.check_layers,
         )
+        return part._renumber(list(self._modules.items())[index])
+
+    def __setitem__(self, index: int, layer: InvertibleModule) -> None:
+        setattr(self, self._name(index), layer)
+
+    def __delitem__(self, index: int | slice) -> None:
+        names = list(self._modules)
+        gone = names[index] if isinstance(index, slice) else [self._name(index)]
+        self._renumber([item for item in self._modules.items() if item[0] not in gone])
+
+    def __add__(self, other: InvertibleSequential) -> InvertibleSequential:
+        whole = self[:]
+        whole += other
+        return whole
+
+    def __iadd__(self, other: InvertibleSequential) -> Self:
+        if not isinstance(other, InvertibleSequential):
+            raise TypeError(
+                f"An InvertibleSequential is added to another one, got {describe(other)}. For "
+                "single layers there are append(layer) and extend(layers)."
+            )
+        return self.extend(other)
+
+    def __mul__(self, times: int) -> InvertibleSequential:
+        whole = self[:]
+        whole *= times
+        return whole
+
+    __rmul__ = __mul__
+
+    def __imul__(self, times: int) -> Self:
+        if operator.index(times) < 1:
+            raise ValueError(f"An InvertibleSequential is repeated at least once, got {times}.")
+        return self.extend(list(self) * (times - 1))
+
+    def _name(self, index: int) -> str:
+        """The name of the layer at an index."""
+        if not -len(self) <= operator.index(index) < len(self):
+            raise IndexError(_out_of_range(self, index))
+        return list(self._modules)[index]
+
+    def _renumber(self, layers: list[tuple[str, nn.Module | None]]) -> Self:
+        """Takes these layers as its own, numbered by their place where a number is the name."""
+        self._modules.clear()
+        for i, (name, layer) in enumerate(layers):
+            # So that append finds the next number free.
+            self._modules[str(i) if name.isdigit() else name] = layer
+        return self
 
     def members(self) -> list[Member]:
         named: Any = self._modules.items()
         return [Member(name, layer) for name, layer in named]
+
+
+def _out_of_range(network: InvertibleSequential, index: int) -> str:
+    return f"The InvertibleSequential has {len(network)} layers: index {index} is out of range."
 
 
 def _require_invertible(name: str, layer: object) -> None:

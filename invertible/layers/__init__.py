@@ -5,7 +5,7 @@ from .coupling import AdditiveCoupling, ReversibleBlock
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
-from .shapes import Flatten, Reshape
+from .shapes import Flatten, Identity, Reshape
 from .streams import Merge, Split, Swap
 from .wavelet import HaarWavelet
 
@@ -13,6 +13,7 @@ __all__ = [
     "AdditiveCoupling",
     "Flatten",
     "HaarWavelet",
+    "Identity",
     "InjectivePad",
     "Merge",
     "PairRotation",

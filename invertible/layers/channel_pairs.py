@@ -8,7 +8,7 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
-from .._support.checks import expect_tensor
+from .._support.checks import expect_numbers, expect_tensor, name_of
 from .._support.memory_format import memory_format
 from ..exact.grid import Grid
 from ..module import InvertibleModule
@@ -56,10 +56,10 @@ class _ChannelPairs(InvertibleModule):
         """The same map as a sign and then shears, in running order."""
 
     def _map(self, x: Tensor, inverse: bool) -> Tensor:
-        x = expect_tensor(self, x)
+        x = expect_numbers(self, expect_tensor(self, x, inverse=inverse), inverse=inverse)
         if x.shape[1] != self.channels:
             raise ValueError(
-                f"{type(self).__name__} takes {self.channels} channels, got {x.shape[1]} (input "
+                f"{name_of(self, inverse)} takes {self.channels} channels, got {x.shape[1]} (input "
                 f"shape {tuple(x.shape)})."
             )
         x1, x2 = x.chunk(2, dim=1)
@@ -117,8 +117,8 @@ class PairScaling(_ChannelPairs):
         - Output: :math:`(N, C, *)`.
 
     Raises:
-        TypeError: When called on anything but a tensor; with a quantum, on another dtype than
-            float32 or float64.
+        TypeError: When called on anything but a tensor of floating-point numbers; with a
+            quantum, on another dtype than float32 or float64.
         ValueError: If ``channels`` is odd or ``quantum`` no power of two; when called on another
             number of channels.
 
@@ -178,8 +178,8 @@ class PairRotation(_ChannelPairs):
         - Output: :math:`(N, C, *)`.
 
     Raises:
-        TypeError: When called on anything but a tensor; with a quantum, on another dtype than
-            float32 or float64.
+        TypeError: When called on anything but a tensor of floating-point numbers; with a
+            quantum, on another dtype than float32 or float64.
         ValueError: If ``channels`` is odd or ``quantum`` no power of two; when called on another
             number of channels.
 

@@ -85,6 +85,8 @@ class InjectivePad(InvertibleModule):
     def _require_zero(self, cropped: Tensor, tolerance: float) -> None:
         if cropped.numel() == 0:
             return
+        if not (cropped.is_floating_point() or cropped.is_complex()):
+            cropped = cropped.float()  # bools have no abs, and that of int8's -128 is negative
         largest = cropped.detach().abs().max()
         # Not "largest > tolerance", which NaN would pass.
         if not bool(largest <= tolerance):

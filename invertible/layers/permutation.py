@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._support.checks import expect_tensor
+from .._support.checks import expect_tensor, name_of
 from .._support.memory_format import memory_format
 from ..module import InvertibleModule
 from .streams import _rank_for
@@ -81,15 +81,15 @@ class Permute(InvertibleModule):
         return self._select(x, self.permutation)
 
     def inverse(self, y: Tensor) -> Tensor:
-        return self._select(y, self.permutation.argsort())
+        return self._select(y, self.permutation.argsort(), inverse=True)
 
-    def _select(self, x: Tensor, order: Tensor) -> Tensor:
-        x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
+    def _select(self, x: Tensor, order: Tensor, inverse: bool = False) -> Tensor:
+        x = expect_tensor(self, x, min_dim=_rank_for(self.dim), inverse=inverse)
         if x.shape[self.dim] != len(order):
             raise ValueError(
-                f"Permute orders {len(order)} channels along dimension {self.dim}, got "
-                f"{x.shape[self.dim]} (input shape {tuple(x.shape)}). Give it an order of that "
-                "many."
+                f"{name_of(self, inverse)} orders {len(order)} channels along dimension "
+                f"{self.dim}, got {x.shape[self.dim]} (input shape {tuple(x.shape)}). Give it an "
+                "order of that many."
             )
         y = x.index_select(self.dim, order)
         # index_select returns the default memory format, whatever came.

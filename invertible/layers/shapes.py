@@ -1,15 +1,46 @@
-"""The same numbers in another shape."""
+"""The same numbers, as they are or in another shape."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
-from .._support.checks import describe, expect_tensor, name_of
+from .._support.checks import describe, expect_state, expect_tensor, name_of
 from .._support.memory_format import memory_format
 from ..module import InvertibleModule
+
+
+class Identity(InvertibleModule):
+    r"""Returns its state as it is.
+
+    .. math:: y = x
+
+    For the place of a layer that is left out, or of a stream that :class:`Parallel` leaves alone.
+
+    Shape:
+        - Input: a state of any shapes.
+        - Output: the same state.
+
+    Raises:
+        TypeError: When called on anything but a tensor or a tuple of tensors.
+
+    Example:
+        >>> layer = Parallel(Identity(), Permute([1, 0]))
+        >>> layer((torch.tensor([[1, 2]]), torch.tensor([[3, 4]])))
+        (tensor([[1, 2]]), tensor([[4, 3]]))
+    """
+
+    volume_preserving = True
+    moves_only = True
+
+    def forward(self, x: Any) -> Any:
+        return expect_state(self, x)
+
+    def inverse(self, y: Any) -> Any:
+        return expect_state(self, y, inverse=True)
 
 
 class Reshape(InvertibleModule):

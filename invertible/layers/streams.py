@@ -29,7 +29,7 @@ class _Partition(InvertibleModule):
         if sizes is not None and (len(sizes) < 2 or any(size < 1 for size in sizes)):
             raise ValueError(
                 f"{name} takes two or more sizes of at least 1, got sizes={tuple(sizes)}. "
-                "Leave sizes out for two halves."
+                "Leave sizes out for two halves. A stream of size 0 would carry nothing."
             )
         if dim == 0:
             raise ValueError(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from math import pi, sin, tan
+
 import torch
 from torch import Tensor
 
-from .._support.checks import describe, expect_tensor
+from .._support.checks import describe, expect_numbers, expect_tensor
 from .._support.memory_format import memory_format
 from ..exact.grid import Grid
 from ..module import InvertibleModule
 from .pixel_shuffle import Order, PixelUnshuffle
+
+# The shears of a rotation by 45 degrees.
+_TAN, _SIN = tan(pi / 8), sin(pi / 4)
 
 
 class HaarWavelet(InvertibleModule):
@@ -21,11 +26,20 @@ class HaarWavelet(InvertibleModule):
     .. math:: d = b - a, \qquad s = a + d / 2
 
     The inverse undoes the steps in the other order. The determinant of a step is 1, so volume
-    is preserved (the orthonormal Haar transform has the factors :math:`\sqrt 2` and
-    :math:`1/\sqrt 2` besides). With a ``quantum``, :math:`d / 2` is rounded to the grid, and the
-    inverse is bit for bit, as that of the integer wavelets of JPEG 2000.
+    is preserved. With ``orthonormal=True`` the norm is, too, and the inverse is the adjoint:
+
+    .. math:: d = (b - a) / \sqrt 2, \qquad s = (a + b) / \sqrt 2
+
+    With a ``quantum``, what a step adds is rounded to the grid, and the inverse is bit for bit:
+    :math:`d / 2`, as in the integer wavelets of JPEG 2000, or the three shears of
+    :class:`PairRotation` by :math:`-\pi / 4`, which is what the orthonormal step is. These keep
+    the norm up to the rounding.
+
+    A difference is right minus left, and lower minus upper; PyWavelets has the other sign.
 
     Args:
+        orthonormal: Whether averages are larger by :math:`\sqrt 2` and differences smaller by it,
+            which makes the transform orthonormal.
         order: Which index of the output channels is slowest, as in :class:`PixelUnshuffle`; the
             place in the block is the band: averages first.
         quantum: The grid to stay on, a power of two; None computes in floating point.
@@ -35,25 +49,35 @@ class HaarWavelet(InvertibleModule):
         - Output: :math:`(N, 2^d C, */2)`.
 
     Raises:
-        TypeError: When called on anything but a tensor; with a quantum, on another dtype than
-            float32 or float64.
+        TypeError: When called on anything but a tensor of floating-point numbers; with a
+            quantum, on another dtype than float32 or float64.
         ValueError: If ``order`` is unknown or ``quantum`` no power of two; when called, if a
             side is odd or there is no spatial dimension.
 
     References:
         Calderbank et al., *Wavelet Transforms That Map Integers to Integers* (1998), section 3,
-        where it is the S transform.
+        where it is the S transform; Daubechies and Sweldens, *Factoring Wavelet Transforms into
+        Lifting Steps* (1998), for the orthonormal one in shears.
 
     Example:
         >>> layer = HaarWavelet()
         >>> layer(torch.ones(1, 1, 2, 2)).flatten()
         tensor([1., 0., 0., 0.])
+        >>> x = torch.randn(1, 1, 2, 2)
+        >>> torch.testing.assert_close(HaarWavelet(orthonormal=True)(x).norm(), x.norm())
     """
 
     volume_preserving = True
 
-    def __init__(self, *, order: Order = "channel-major", quantum: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        orthonormal: bool = False,
+        order: Order = "channel-major",
+        quantum: float | None = None,
+    ) -> None:
         super().__init__()
+        self.orthonormal = orthonormal
         self.unshuffle = PixelUnshuffle(2, order=order)
         self._grid = Grid.of(self, quantum)
 
@@ -62,23 +86,26 @@ class HaarWavelet(InvertibleModule):
         return self._grid.quantum if self._grid else None
 
     def extra_repr(self) -> str:
-        return f"quantum={self.quantum}"
+        return f"orthonormal={self.orthonormal}, quantum={self.quantum}"
 
     def forward(self, x: Tensor) -> Tensor:
+        x = expect_numbers(self, expect_tensor(self, x, min_dim=3))
+        if any(side % 2 for side in x.shape[2:]):
+            raise ValueError(
+                f"HaarWavelet takes sides that are multiples of its factor 2, got {describe(x)}. "
+                "Crop or pad the sides first."
+            )
         y = self.unshuffle.forward(x)
         blocks, axes = self._blocks(y)
         for axis in axes:
-            a, b = blocks.unbind(axis)
-            d = b - a
-            blocks = torch.stack((a + self._half(d), d), axis)
+            blocks = torch.stack(self._step(*blocks.unbind(axis)), axis)
         return self._flat(blocks, y)
 
     def inverse(self, y: Tensor) -> Tensor:
-        blocks, axes = self._blocks(expect_tensor(self, y, min_dim=3))
+        y = expect_numbers(self, expect_tensor(self, y, min_dim=3, inverse=True), inverse=True)
+        blocks, axes = self._blocks(y)
         for axis in reversed(axes):
-            s, d = blocks.unbind(axis)
-            a = s - self._half(d)
-            blocks = torch.stack((a, a + d), axis)
+            blocks = torch.stack(self._step_back(*blocks.unbind(axis)), axis)
         return self.unshuffle.inverse(self._flat(blocks, y))
 
     def _blocks(self, y: Tensor) -> tuple[Tensor, range]:
@@ -98,5 +125,25 @@ class HaarWavelet(InvertibleModule):
         y = blocks.flatten(1, like.dim() - 1)
         return y.contiguous(memory_format=memory_format(like))
 
-    def _half(self, d: Tensor) -> Tensor:
-        return d / 2 if self._grid is None else self._grid.round(d / 2)
+    def _step(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.orthonormal:
+            d = b - a
+            return a + self._round(d / 2), d
+        if self.quantum is None:
+            return (a + b) * _SIN, (b - a) * _SIN
+        a = a + self._round(_TAN * b)
+        d = b - self._round(_SIN * a)
+        return a + self._round(_TAN * d), d
+
+    def _step_back(self, s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.orthonormal:
+            a = s - self._round(d / 2)
+            return a, a + d
+        if self.quantum is None:
+            return (s - d) * _SIN, (s + d) * _SIN
+        a = s - self._round(_TAN * d)
+        b = d + self._round(_SIN * a)
+        return a - self._round(_TAN * b), b
+
+    def _round(self, x: Tensor) -> Tensor:
+        return x if self._grid is None else self._grid.round(x)

@@ -20,6 +20,7 @@ from invertible import (
     Merge,
     Parallel,
     PixelUnshuffle,
+    Rebuild,
     Split,
     Swap,
 )
@@ -122,6 +123,173 @@ def test_append_adds_at_the_end_and_returns_the_sequence():
     assert list(network) == layers
 
 
+PLACE = st.integers(-7, 7)
+EDITS = {
+    "network[i] = layer": PLACE,
+    "del network[i]": PLACE | st.builds(slice, BOUND, BOUND),
+    "insert": PLACE,
+    "pop": PLACE | st.builds(slice, BOUND, BOUND),
+    "append": st.none(),
+    "extend": st.none(),
+    "+": st.none(),
+    "+=": st.none(),
+    "*": st.integers(-1, 2),
+    "*=": st.integers(-1, 2),
+    "from the left *": st.integers(-1, 2),
+}
+
+
+def edit(network, what, where, new):
+    """One edit with two new layers: the network afterwards, and what the edit returned."""
+    match what:
+        case "network[i] = layer":
+            network[where] = new[0]
+        case "del network[i]":
+            del network[where]
+        case "insert":
+            return network, network.insert(where, new[0]) is network
+        case "pop":
+            popped = network.pop(where)
+            return network, list(popped) if isinstance(where, slice) else popped
+        case "append":
+            return network, network.append(new[0]) is network
+        case "extend":
+            return network, network.extend(iter(new)) is network
+        case "+":
+            network = network + type(network)(*new)
+        case "+=":
+            network += type(network)(*new)
+        case "*":
+            network = network * where
+        case "*=":
+            network *= where
+        case "from the left *":
+            network = where * network
+    return network, None
+
+
+@given(data=st.data())
+def test_edits_give_the_layers_and_keys_that_nn_sequential_gives(data):
+    layers = affines(3)
+    ours, theirs = InvertibleSequential(*layers), nn.Sequential(*layers)
+    for _ in range(data.draw(st.integers(1, 5))):
+        what = data.draw(st.sampled_from(list(EDITS)))
+        where, new = data.draw(EDITS[what]), affines(2)
+        try:
+            theirs, expected = edit(theirs, what, where, new)
+        except (IndexError, ValueError) as error:
+            with pytest.raises(type(error)):
+                edit(ours, what, where, new)
+        else:
+            ours, found = edit(ours, what, where, new)
+            assert found == expected
+        assert list(ours) == list(theirs)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_named_layers_keep_their_names_and_all_others_count_their_place():
+    network = named()
+    network[1] = Split((2, 3))
+    assert keys(network) == ["pad", "cut", "swap"]
+    del network[0]
+    assert keys(network) == ["cut", "swap"]
+    assert keys(network.append(Swap())) == ["cut", "swap", "2"]
+    assert keys(network.insert(1, Swap())) == ["cut", "1", "swap", "3"]
+    assert isinstance(network.pop(0), Split)
+    assert keys(network) == ["0", "swap", "2"]
+    assert keys(network + named()) == ["0", "swap", "2", "3", "4", "5"]
+    assert keys(network[1:]) == ["swap", "1"]
+
+
+def keys(network):
+    return [name for name, _ in network.named_children()]
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda network: network[1:],
+        lambda network: network + InvertibleSequential(Swap()),
+        lambda network: network * 2,
+    ],
+)
+def test_slices_and_sums_share_the_layers_and_have_the_options_of_the_left(derive):
+    every_second = Rebuild(anchor_every=2)
+    network = InvertibleSequential(*affines(), checkpoint=every_second, check_layers=True)
+    derived = derive(network)
+    assert (derived.checkpoint, derived.check_layers) == (every_second, True)
+    assert derived[0] in list(network)
+    assert len(network) == 5
+
+
+def test_a_network_is_the_same_function_after_it_was_taken_apart():
+    network = InvertibleSequential(Split(), AdditiveCoupling(nn.Linear(2, 2)), Swap(), Merge())
+    x = images(3, 4, dtype=torch.float32)
+    y = network(x)
+    parts = network[:2] + network[2:]
+    assert torch.equal(parts(x), y)
+    layer = parts.pop(1)
+    assert torch.equal(parts.insert(1, layer)(x), y)
+    parts[1] = Inverse(Inverse(layer))
+    torch.testing.assert_close(parts.inverse(y), x)
+
+
+@pytest.mark.parametrize("edit", [lambda n: n.pop(), lambda n: n.insert(0, Swap())])
+def test_a_network_may_be_edited_between_forward_and_backward(edit):
+    def gradients(checkpoint):
+        torch.manual_seed(0)
+        layers = (AdditiveCoupling(nn.Linear(2, 2)).double() for _ in range(2))
+        network = InvertibleSequential(*layers, checkpoint=checkpoint)
+        parameters = list(network.parameters())
+        y = network(pair(3, 4))
+        edit(network)
+        return torch.autograd.grad(y[0].sin().sum(), parameters)
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+def test_a_network_may_be_extended_by_itself():
+    layers = affines(2)
+    network = InvertibleSequential(*layers)
+    assert list(network.extend(network)) == layers * 2
+    network += network
+    assert list(network) == layers * 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "index"),
+    [
+        (lambda network, i: network[i], 5),
+        (lambda network, i: network.__setitem__(i, Double()), -6),
+        (lambda network, i: network.__delitem__(i), 5),
+        (lambda network, i: network.pop(i), 5),
+        (lambda network, i: network.insert(i, Double()), 6),
+    ],
+)
+def test_a_place_that_is_not_there_is_told(edit, index):
+    network = InvertibleSequential(*affines())
+    message = f"The InvertibleSequential has 5 layers: index {index} is out of range."
+    with pytest.raises(IndexError, match=message):
+        edit(network, index)
+    assert len(network) == 5
+
+
+@pytest.mark.parametrize("other", [nn.Sequential(nn.ReLU()), [Swap()], Swap()])
+def test_what_is_no_sequence_is_not_added(other):
+    network = InvertibleSequential(Swap())
+    for add in (lambda: network + other, lambda: network.__iadd__(other)):
+        with pytest.raises(TypeError, match=r"is added to another one, got .* append\(layer\) and"):
+            add()
+    assert len(network) == 1
+
+
+def test_a_network_is_repeated_at_least_once():
+    with pytest.raises(ValueError, match="is repeated at least once, got 0"):
+        InvertibleSequential(Swap()) * 0
+    with pytest.raises(TypeError, match="integer"):
+        InvertibleSequential(Swap()) * 1.5
+
+
 @pytest.mark.parametrize("cut", [slice(0, 0), slice(2, None), slice(None, None, -1), slice(9, 12)])
 def test_append_works_behind_a_slice(cut):
     layer = Double()
@@ -181,6 +349,9 @@ def test_the_layers_are_shown():
         lambda network: network.add_module("relu", nn.ReLU()),
         lambda network: setattr(network, "relu", nn.ReLU()),
         lambda network: setattr(network, "0", nn.ReLU()),
+        lambda network: network.__setitem__(0, nn.ReLU()),
+        lambda network: network.insert(0, nn.ReLU()),
+        lambda network: network.extend([Swap(), nn.ReLU()]),
     ],
 )
 def test_a_layer_without_an_inverse_is_refused_on_every_way_in(add):
@@ -188,6 +359,19 @@ def test_a_layer_without_an_inverse_is_refused_on_every_way_in(add):
     message = r"InvertibleSequential takes invertible layers.* ReLU.*AdditiveCoupling\(f\)"
     with pytest.raises(TypeError, match=message):
         add(network)
+    assert [type(layer) for layer in network] == [Swap]
+
+
+@pytest.mark.parametrize("nothing", [None, "swap", Swap])
+def test_a_layer_is_not_replaced_by_what_is_none(nothing):
+    network = InvertibleSequential(Swap())
+    for replace in (
+        lambda: network.__setitem__(0, nothing),
+        lambda: setattr(network, "0", nothing),
+        lambda: network.insert(0, nothing),
+    ):
+        with pytest.raises(TypeError, match="takes invertible layers, got"):
+            replace()
     assert [type(layer) for layer in network] == [Swap]
 
 

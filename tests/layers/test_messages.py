@@ -1,6 +1,7 @@
 """What a layer says about bad input: its name, what came, what it takes, what to do."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from toys import AddsContext, Double
 from invertible import (
     AdditiveCoupling,
     Flatten,
+    HaarWavelet,
+    Identity,
     InjectivePad,
     Merge,
+    PairRotation,
+    PairScaling,
     Parallel,
     Permute,
     PixelShuffle,
@@ -23,7 +28,15 @@ from invertible import (
 )
 
 X = torch.zeros(2, 3, 4, 4)
+TWO = "(a tensor of shape (2, 3, 4, 4), a tensor of shape (2, 3, 4, 4))"
 PAIR = "a tuple of 2 (a tensor of shape (2, 3, 4, 4), a tensor of shape (2, 3, 4, 4))"
+
+
+class Streams(NamedTuple):
+    """A state with names, which no layer would give back."""
+
+    first: torch.Tensor
+    second: torch.Tensor
 
 
 class Function(nn.Module):
@@ -53,8 +66,15 @@ def couple(f, x=(X, X)):
     ("x", "error", "got"),
     [
         (X, TypeError, "got a tensor of shape (2, 3, 4, 4). P"),
-        ([X, X], TypeError, "got a list of 2 (a tensor of shape (2, 3, 4, 4), a tensor of shape "
-         "(2, 3, 4, 4)). Hand the streams over as a tuple."),
+        ([X, X], TypeError,
+         f"got a list of 2 {TWO}. Hand the streams over as a plain tuple: tuple(x)."),
+        (Streams(X, X), TypeError,
+         f"got a Streams of 2 {TWO}. Hand the streams over as a plain tuple: tuple(x)."),
+        (X.max(1), TypeError, "Hand the streams over as a plain tuple: tuple(x)."),
+        ({"first": X, "second": X}, TypeError,
+         "got a dict. Hand the streams over as a plain tuple: tuple(x.values())."),
+        (None, TypeError, "got None. Hand the streams over as a tuple: (x1, x2)."),
+        ([X, None], TypeError, "Hand the streams over as a tuple: (x1, x2)."),
         ((X,), ValueError, "got a tuple of 1 (a tensor of shape (2, 3, 4, 4)). "),
         ((X, None), TypeError, "got a tuple of 2 (a tensor of shape (2, 3, 4, 4), None). Each must "
          "be a tensor."),
@@ -97,7 +117,17 @@ def test_streams_of_two_dtypes_or_devices_are_refused(layer, other, message):
 
 @pytest.mark.parametrize(
     "layer",
-    [Split(), InjectivePad(1), Permute([1, 0]), PixelUnshuffle(2), PixelShuffle(2), Flatten((4,))],
+    [
+        Split(),
+        InjectivePad(1),
+        Permute([1, 0]),
+        PixelUnshuffle(2),
+        PixelShuffle(2),
+        Flatten((4,)),
+        HaarWavelet(),
+        PairRotation(2),
+        PairScaling(2),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -105,8 +135,14 @@ def test_streams_of_two_dtypes_or_devices_are_refused(layer, other, message):
     [
         ((X, X), f"takes a tensor, got {PAIR}. Put Merge() before it to join the streams, or "
          "Parallel(...) to treat each."),
-        ([X, X], "got a list of 2 (a tensor of shape (2, 3, 4, 4), a tensor of shape "
-         "(2, 3, 4, 4)). Put Merge()"),
+        ([X, X], f"got a list of 2 {TWO}. A state is a tensor or a plain tuple of tensors. Hand "
+         "the streams over as a plain tuple: tuple(x)."),
+        (Streams(X, X), f"got a Streams of 2 {TWO}. A state is a tensor or a plain tuple of "
+         "tensors. Hand the streams over as a plain tuple: tuple(x)."),
+        ({"x": X}, "takes a tensor, got a dict. A state is a tensor or a plain tuple of tensors. "
+         "Hand the streams over as a plain tuple: tuple(x.values())."),
+        ([[1.0, 2.0]], "takes a tensor, got a list of 1 (a list of 2 (a float, a float)). Convert "
+         "it with torch.as_tensor."),
         (np.zeros((2, 2)), "takes a tensor, got a ndarray. Convert it with torch.as_tensor."),
         (None, "takes a tensor, got None. "),
     ],
@@ -119,13 +155,46 @@ def test_a_layer_of_tensors_refuses_all_else(layer, x, message):
 
 @pytest.mark.parametrize(
     "layer",
-    [Merge(), InjectivePad(1), PixelUnshuffle(2), PixelShuffle(2), Flatten((4,))],
+    [
+        Merge(),
+        InjectivePad(1),
+        PixelUnshuffle(2),
+        PixelShuffle(2),
+        Flatten((4,)),
+        Permute([1, 0]),
+        HaarWavelet(),
+        PairRotation(2),
+        PairScaling(2),
+    ],
     ids=str,
 )
 def test_an_inverse_that_gets_no_tensor_asks_for_what_forward_returned(layer):
     message = f"{type(layer).__name__}'s inverse takes a tensor, got {PAIR}. Pass what its forward"
     with pytest.raises(TypeError, match=re.escape(message)):
         layer.inverse((X, X))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize(
+    ("x", "got", "hint"),
+    [
+        ([X, X], f"a list of 2 {TWO}", "Hand the streams over as a plain tuple: tuple(x)."),
+        (Streams(X, X), f"a Streams of 2 {TWO}", "Hand the streams over as a plain tuple: tuple"),
+        ({"x": X}, "a dict", "Hand the streams over as a plain tuple: tuple(x.values())."),
+        ((X, [X]), "a tuple of 2 (a tensor of shape (2, 3, 4, 4), a list of 1 (a tensor", ""),
+        ((), "a tuple of 0 ()", ""),
+        (np.zeros((2, 2)), "a ndarray", ""),
+        (None, "None", ""),
+    ],
+)
+def test_a_layer_of_any_state_refuses_what_is_none(x, got, hint, inverse):
+    layer = Identity()
+    whose = "Identity's inverse" if inverse else "Identity"
+    message = f"{whose} takes a tensor or a plain tuple of tensors, got {got}"
+    hint = hint or ("Pass what its forward" if inverse else "Convert it with torch.as_tensor.")
+    with pytest.raises(TypeError, match=re.escape(message)) as caught:
+        (layer.inverse if inverse else layer)(x)
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +288,8 @@ CALLS = [
      "two halves."),
     *((lambda sizes=sizes: Merge(sizes), ValueError,
        f"Merge takes two or more sizes of at least 1, got sizes={sizes}. Leave sizes out for two "
-       "halves.") for sizes in ((), (3,), (1, 0), (-1, 2))),
+       "halves. A stream of size 0 would carry nothing.")
+      for sizes in ((), (3,), (1, 0), (-1, 2))),
     (lambda: Split(dim=0), ValueError,
      "Split cannot take dim=0, the batch: streams are made of channels (dim=1) or another later "
      "dimension."),
@@ -256,10 +326,23 @@ CALLS = [
     (lambda: Permute([1, 0])(X), ValueError,
      "Permute orders 2 channels along dimension 1, got 3 (input shape (2, 3, 4, 4)). Give it an "
      "order of that many."),
+    (lambda: Permute([1, 0]).inverse(X), ValueError,
+     "Permute's inverse orders 2 channels along dimension 1, got 3"),
     # pixel shuffles
     *((lambda factor=factor: PixelUnshuffle(factor), ValueError,
-       f"PixelUnshuffle takes a whole factor of at least 1, got {factor}.")
-      for factor in (0, -2, 1.5, (2, 2))),
+       "PixelUnshuffle takes a whole factor of at least 1, or one for each spatial dimension, got "
+       f"{factor!r}.") for factor in (0, -2, 1.5, (), (2, 0), (1.5, 2), "2")),
+    (lambda: PixelUnshuffle((2, 2))(X[0]), ValueError,
+     "PixelUnshuffle has factors (2, 2) for 2 spatial dimensions, got a tensor of shape "
+     "(3, 4, 4). Give it one for each, or a single number for all."),
+    (lambda: PixelUnshuffle((2,)).inverse(X), ValueError,
+     "PixelUnshuffle's inverse has factors (2,) for 1 spatial dimensions, got a tensor of"),
+    (lambda: PixelUnshuffle((1, 3))(X), ValueError,
+     "PixelUnshuffle takes sides that are multiples of its factor (1, 3), got a tensor of shape "
+     "(2, 3, 4, 4). Crop or pad the sides first."),
+    (lambda: PixelShuffle((1, 2))(X), ValueError,
+     "PixelShuffle takes a number of channels that is a multiple of 2, the pixels of a block "
+     "(1 x 2), got a tensor of shape (2, 3, 4, 4). Put InjectivePad before it."),
     (lambda: PixelShuffle(2, order="space_to_depth"), ValueError,
      "PixelShuffle takes order='channel-major' (as torch.nn.PixelUnshuffle) or 'offset-major' (as "
      "the released i-RevNet), got 'space_to_depth'."),
@@ -270,12 +353,11 @@ CALLS = [
      "PixelShuffle's inverse takes sides that are multiples of its factor 2, got a tensor of shape "
      "(2, 3, 3, 4). Pass what its forward returned."),
     (lambda: PixelShuffle(2)(X), ValueError,
-     "PixelShuffle takes a number of channels that is a multiple of 4, its factor 2 to the power "
-     "of 2 spatial dimensions, got a tensor of shape (2, 3, 4, 4). Put InjectivePad before it."),
+     "PixelShuffle takes a number of channels that is a multiple of 4, the pixels of a block "
+     "(2 x 2), got a tensor of shape (2, 3, 4, 4). Put InjectivePad before it."),
     (lambda: PixelUnshuffle(2).inverse(X), ValueError,
-     "PixelUnshuffle's inverse takes a number of channels that is a multiple of 4, its factor 2 to "
-     "the power of 2 spatial dimensions, got a tensor of shape (2, 3, 4, 4). Pass what its forward "
-     "returned."),
+     "PixelUnshuffle's inverse takes a number of channels that is a multiple of 4, the pixels of a "
+     "block (2 x 2), got a tensor of shape (2, 3, 4, 4). Pass what its forward returned."),
     # shapes
     (lambda: Reshape(48, (3, 4, 4)), TypeError,
      "Reshape takes the shape of an example as a tuple, got 48. Write (48,)."),

@@ -1,6 +1,7 @@
 """PixelUnshuffle puts every pixel where its formula says, in 1, 2 and 3 dimensions."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,20 +15,23 @@ from invertible import Inverse, PixelShuffle, PixelUnshuffle
 ORDERS = ["channel-major", "offset-major"]
 
 
-def by_loops(x, r, order):
+def by_loops(x, factors, order):
     """The definition: the place in the block becomes part of the channel."""
     n, c, *sides = x.shape
-    y = x.new_empty(n, c * r ** len(sides), *(side // r for side in sides))
+    block = math.prod(factors)
+    small = [side // r for side, r in zip(sides, factors, strict=True)]
+    y = x.new_empty(n, c * block, *small)
     for channel in range(c):
         for place in itertools.product(*map(range, sides)):
             offset = 0
-            for p in place:
+            for p, r in zip(place, factors, strict=True):
                 offset = offset * r + p % r
             target = {
-                "channel-major": channel * r ** len(sides) + offset,
+                "channel-major": channel * block + offset,
                 "offset-major": offset * c + channel,
             }[order]
-            y[(slice(None), target, *(p // r for p in place))] = x[(slice(None), channel, *place)]
+            pixel = (p // r for p, r in zip(place, factors, strict=True))
+            y[(slice(None), target, *pixel)] = x[(slice(None), channel, *place)]
     return y
 
 
@@ -36,11 +40,24 @@ def by_loops(x, r, order):
 @pytest.mark.parametrize("r", [1, 2, 3])
 def test_every_pixel_goes_where_the_loops_put_it(order, rank, r):
     x = images(2, 3, *[2 * r, r, r][:rank])
-    y = by_loops(x, r, order)
+    y = by_loops(x, [r] * rank, order)
     assert torch.equal(PixelUnshuffle(r, order=order)(x), y)
     assert torch.equal(PixelUnshuffle(r, order=order).inverse(y), x)
     assert torch.equal(PixelShuffle(r, order=order)(y), x)
     assert torch.equal(PixelShuffle(r, order=order).inverse(x), y)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@given(factors=st.lists(st.integers(1, 3), min_size=1, max_size=3), channels_last=st.booleans())
+def test_every_dimension_may_have_a_factor_of_its_own(order, factors, channels_last):
+    x = images(2, 3, *[(i + 1) * r for i, r in enumerate(factors)])
+    if channels_last and len(factors) == 2:
+        x = x.to(memory_format=torch.channels_last)
+    y = by_loops(x, factors, order)
+    assert torch.equal(PixelUnshuffle(factors, order=order)(x), y)
+    assert torch.equal(PixelUnshuffle(factors, order=order).inverse(y), x)
+    assert torch.equal(PixelShuffle(factors, order=order)(y), x)
+    assert torch.equal(PixelShuffle(factors, order=order).inverse(x), y)
 
 
 @given(r=st.integers(1, 3), c=st.integers(1, 3), channels_last=st.booleans())
@@ -88,3 +105,4 @@ def test_an_empty_batch_keeps_its_shape(order, channels_last):
 
 def test_the_options_are_shown():
     assert repr(PixelShuffle(2)) == "PixelShuffle(factor=2, order='channel-major')"
+    assert "factor=(1, 2)" in repr(PixelUnshuffle([1, 2]))

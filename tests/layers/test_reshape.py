@@ -1,10 +1,10 @@
-"""Reshape and Flatten keep the numbers in order."""
+"""Identity returns its state, Reshape and Flatten keep the numbers in order."""
 
 import pytest
 import torch
-from toys import images
+from toys import images, pair
 
-from invertible import Flatten, Reshape
+from invertible import Flatten, Identity, Reshape
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -37,3 +37,16 @@ def test_a_slice_that_has_no_view_is_copied():
 
 def test_both_shapes_are_shown():
     assert repr(Flatten((3, 4))) == "Flatten((3, 4) -> (12,))"
+
+
+@pytest.mark.parametrize("x", [images(), pair(), (images(), pair()), images(3)], ids=type)
+def test_identity_returns_the_very_state(x):
+    assert Identity()(x) is x
+    assert Identity().inverse(x) is x
+
+
+def test_identity_has_a_log_determinant_of_zero_and_keeps_every_grid():
+    y, log_det = Identity().forward_and_log_det(pair())
+    assert y[0].equal(pair()[0])
+    assert log_det.tolist() == [0, 0]
+    assert Identity().exact

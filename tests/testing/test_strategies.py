@@ -1,5 +1,9 @@
 """The strategies draw all that a layer must cope with, and the same again from the same seed."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import find, given, settings
@@ -82,3 +86,59 @@ def test_examples_come_from_hypothesis_alone(strategy):
 @pytest.mark.parametrize("scale", [0.03, 30])
 def test_small_and_large_numbers_are_drawn(scale):
     first(tensors(), lambda x: (x.abs().max() < scale) == (scale < 1))
+
+
+def test_streams_of_an_odd_number_of_channels_are_drawn():
+    x1, x2 = first(pairs(st.just((2, 3, 4, 4))), lambda _: True)
+    assert x1.shape == x2.shape == (2, 3, 4, 4)
+
+
+MISTAKES = [
+    (lambda: tensors((2, 4, 8, 8)), TypeError,
+     "tensors takes a strategy of shapes, got a tuple of 4 (an int, an int, an int, an int). For "
+     "this one alone write st.just((2, 4, 8, 8))."),
+    (lambda: pairs([2, 4]), TypeError, "For this one alone write st.just((2, 4))."),
+    (lambda: tensors(image_shapes), TypeError,
+     "tensors takes a strategy of shapes, got a function. Call it."),
+    (lambda: pairs(8), TypeError,
+     "pairs takes a strategy of shapes, got an int. Draw them with image_shapes(), or "
+     "st.just(shape) for one."),
+    *((lambda dtypes=dtypes: tensors(dtypes=dtypes), TypeError,
+       "tensors takes one or more dtypes as a list, for instance dtypes=[torch.float32], got "
+       f"{dtypes!r}.") for dtypes in (torch.float32, [], ["float32"])),
+    *((lambda option=option: image_shapes(**{option: -1}), ValueError,
+       f"image_shapes takes {option} of at least {least}, got -1.")
+      for option, least in {"rank": 0, "multiple": 1, "max_batch": 1}.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES)
+def test_a_mistake_is_told_before_anything_is_drawn(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("shape", [4, (2, -1), (2, 1.5), torch.zeros(2)])
+def test_what_is_no_shape_is_told_when_it_is_drawn(shape):
+    with pytest.raises(TypeError, match="takes a strategy of shapes, and it drew"):
+        first(tensors(st.just(shape)), lambda _: True)
+
+
+def test_a_pair_without_channels_is_told_when_it_is_drawn():
+    message = "pairs takes shapes of at least 2 dimensions, (N, C, *), and the strategy drew (3,)."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        first(pairs(st.just((3,))), lambda _: True)
+
+
+def test_what_torch_imports_for_its_first_gradient_is_no_part_of_a_tests_time():
+    script = """
+import sys
+import torch
+from invertible import PixelUnshuffle
+from invertible.testing import inversecheck, strategies
+
+before = set(sys.modules)
+inversecheck(PixelUnshuffle(2), torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+assert len(set(sys.modules) - before) < 20, sorted(set(sys.modules) - before)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
