@@ -271,43 +271,39 @@ def plot(path: Path, found: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     (deep, memory), (sizes, limits) = figure.subplots(2, 2)
     depths: dict[int, Comparison] = found["depths"]
-    by_size: dict[str, Comparison] = found["sizes"]
-    block_ms = {size: 1e3 * comparison.block_seconds for size, comparison in by_size.items()}
+    by_size: dict[str, Comparison] = {
+        f"{size}\n{1e3 * comparison.block_seconds:.2f}": comparison
+        for size, comparison in found["sizes"].items()
+    }
     for name, colour in COLOURS.items():
         style = {"color": colour, "marker": "o", "linewidth": 3 if name == OURS else 1.3}
         rows = {depth: c.rows[name] for depth, c in depths.items() if name in c.rows}
         _ratios(deep, list(rows), [row.over_plain for row in rows.values()], label=name, **style)
         held = [row.memory.held / 2**20 for row in rows.values()]
         memory.plot(list(rows), held, **style)
-        rows = {block_ms[size]: c.rows[name] for size, c in by_size.items() if name in c.rows}
+        rows = {size: c.rows[name] for size, c in by_size.items() if name in c.rows}
         _ratios(sizes, list(rows), [row.over_plain for row in rows.values()], **style)
         if name != PLAIN:
             _ratios(limits, list(rows), [row.over_limit for row in rows.values()], **style)
     dashed = {"color": "k", "linestyle": "--"}
     label = "limit: plain + one forward"
     _ratios(deep, list(depths), [c.limit for c in depths.values()], label=label, **dashed)
-    _ratios(sizes, list(block_ms.values()), [c.limit for c in by_size.values()], **dashed)
+    _ratios(sizes, list(by_size), [c.limit for c in by_size.values()], **dashed)
     limits.axhline(1, **dashed)
     deep.set(title="time of a step over plain's", xlabel="blocks")
     memory.set(title="held between forward and backward", xlabel="blocks", ylabel="MiB")
     for axes, what in ((sizes, "plain's"), (limits, "the limit")):
-        shallow = f"{min(depths)} blocks of other sizes"
-        axes.set(
-            title=f"time of a step over {what}, {shallow}", xlabel="ms a block in a plain step"
-        )
-    for axis, scale in (
-        *((axes.xaxis, axes.set_xscale) for axes in (sizes, limits)),
-        (memory.yaxis, memory.set_yscale),
-    ):
-        scale("log")
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+        title = f"time of a step over {what}, {min(depths)} blocks of each size"
+        axes.set(title=title, xlabel="size, and ms a block in a plain step")
+    memory.set_yscale("log")
+    memory.yaxis.set_major_formatter("{x:g}")
+    memory.yaxis.set_minor_formatter("")
     figure.legend(loc="outside lower center", ncols=5)
     figure.suptitle(_caption(found["about"]))
     figure.savefig(path, dpi=110)
 
 
-def _ratios(axes: Any, x: Sequence[float], y: Sequence[Spread], **style: Any) -> None:
+def _ratios(axes: Any, x: Sequence[Any], y: Sequence[Spread], **style: Any) -> None:
     """Medians, with bars from quartile to quartile."""
     bars = [[s.median - s.low for s in y], [s.high - s.median for s in y]]
     axes.errorbar(x, [s.median for s in y], bars, capsize=2, **style)
