@@ -106,7 +106,7 @@ def measure_largest_batch(setting: Setting) -> dict[str, Any]:
     from comparing.networks import throughput
 
     found = {name: throughput("b", 224, name, setting) for name in (PLAIN, OURS)}
-    report.print_throughput(found)
+    report.print_throughput("i-RevNet b, 224x224", found)
     return found
 
 

@@ -31,7 +31,9 @@ from pathlib import Path
 import gpu_parts
 import torch
 
+ALL = sum(part.share for part in gpu_parts.PARTS.values())
 LONGEST = 600  # seconds of a part
+SCRIPT = (sys.executable, "-u", "-X", "utf8", gpu_parts.__file__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     if flags.list:
         for name, part in gpu_parts.PARTS.items():
-            print(f"{name:15}{part.share:4} of {ALL} parts of the time: {part.what}")
+            print(f"{name:15}{part.share / ALL:4.0%} of the time: {part.what}")
         return 0
     flags.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + flags.seconds
@@ -47,23 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for i, name in enumerate(flags.parts):
         shares = [gpu_parts.PARTS[later].share for later in flags.parts[i:]]
         seconds = min(LONGEST, (end - time.monotonic()) * shares[0] / sum(shares))
-        command = [
-            sys.executable,
-            "-u",
-            "-X",
-            "utf8",
-            gpu_parts.__file__,
-            name,
-            flags.device,
-            str(flags.out),
-        ]
         # The rest is for importing torch, and for what takes longer than it should.
-        ends[name] = run([*command, f"{0.8 * seconds:.0f}"], seconds, flags.out / f"{name}.txt")
+        words = (name, flags.device, str(flags.out), f"{0.8 * seconds:.0f}")
+        ends[name] = run([*SCRIPT, *words], seconds, flags.out / f"{name}.txt")
     print("\n" + "\n".join(f"{name:15}{how}" for name, how in ends.items()))
     return any(how.startswith("failed") for how in ends.values())
-
-
-ALL = sum(part.share for part in gpu_parts.PARTS.values())
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -102,10 +92,11 @@ def run(command: Sequence[str], seconds: float, text: Path) -> str:
                 print(line, end="", flush=True)
                 file.write(line)
                 file.flush()
+        except BaseException:  # interrupted
+            _end(process)
+            raise
         finally:
             timer.cancel()
-            if sys.exc_info()[0] is not None:  # interrupted
-                _end(process)
         code = process.wait()
         took = time.monotonic() - start
         if code == -signal.SIGKILL and took >= seconds:

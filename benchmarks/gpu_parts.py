@@ -223,7 +223,7 @@ def largest_batch(scale: Scale) -> list[Unit]:
     def measure(name: str, setting: Setting, _: float) -> Any:
         preset, side, at_most = scale.largest
         found = networks.throughput(preset, side, name, setting, at_most=at_most)
-        report.print_throughput({name: found})
+        report.print_throughput(f"i-RevNet {preset}, {side}x{side}", {name: found})
         return found
 
     settings = {
@@ -333,9 +333,16 @@ def run(name: str, scale: Scale, out: Path, seconds: float) -> None:
     """
     start = time.monotonic()
     units = PARTS[name].units(scale)
-    record: dict[str, Any] = {"about": report.about(scale), "skipped": importable_sides()[1]}
-    record |= {"found": {}, "failed": {}, "missing": [unit.name for unit in units]}
+    command = f"python benchmarks/gpu_parts.py {name} {scale.device} FOLDER {seconds:.0f}"
+    record: dict[str, Any] = {
+        "about": report.about(scale) | {"command": command},
+        "skipped": importable_sides()[1],
+        "found": {},
+        "failed": {},
+        "missing": [unit.name for unit in units],
+    }
     report.print_about(record)
+    report.write_json(out / f"{name}.json", record)
     for i, unit in enumerate(units):
         spent = time.monotonic() - start
         if spent >= seconds:
@@ -354,6 +361,7 @@ def run(name: str, scale: Scale, out: Path, seconds: float) -> None:
 
 if __name__ == "__main__":
     keep_heap()
+    torch.set_num_threads(1)
     part, device, folder, seconds = sys.argv[1:]
     with quiet_peers():
         run(part, SCALES[device], Path(folder), float(seconds))

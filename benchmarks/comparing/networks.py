@@ -126,7 +126,8 @@ def throughput(
             return None
         finally:
             torch.cuda.empty_cache()
-        print(f"{name}: {batch} images: {batch / seconds:.1f} images/s", flush=True)
+        how = "they fit" if steps == 1 else f"{batch / seconds:.1f} images/s"
+        print(f"{name}: {batch} images: {how}", flush=True)
         return batch / seconds
 
     largest = largest_that(lambda batch: batch <= at_most and speed(batch) is not None)

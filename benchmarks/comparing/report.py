@@ -212,9 +212,9 @@ def print_end_to_end(found: EndToEnd) -> None:
     _print(f"relative error of all gradients: {errors}", highlight=False)
 
 
-def print_throughput(found: Mapping[str, Throughput]) -> None:
+def print_throughput(title: str, found: Mapping[str, Throughput]) -> None:
     """Batches and images per second."""
-    table = _table("i-RevNet b, 224x224", "largest batch", "best batch", "images/s at it")
+    table = _table(title, "largest batch", "best batch", "images/s at it")
     for name, row in found.items():
         speed = row.images_per_second[row.best_batch]
         table.add_row(name, str(row.largest_batch), str(row.best_batch), f"{speed:.1f}")
