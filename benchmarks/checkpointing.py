@@ -65,11 +65,12 @@ def run(config: Config) -> dict[str, Any]:
         found["depths"][depth] = compare_stack(stack(depth), sides, config.seconds)
         report.print_comparison(f"{depth} blocks", found["depths"][depth])
 
-    found["growth"] = growth(found["depths"])
-    # Weights that are far heavier than the activations.
-    heavy = Stack(10, batch=1, width=8 * config.width, side=2, setting=setting)
-    found["gradients_held"] = gradients_held(heavy, sides)
-    report.print_growth(found)
+    if len(config.depths) > 1:
+        found["growth"] = growth(found["depths"])
+        # Weights that are far heavier than the activations.
+        heavy = Stack(10, batch=1, width=8 * config.width, side=2, setting=setting)
+        found["gradients_held"] = gradients_held(heavy, sides)
+        report.print_growth(found)
 
     found["checks"] = check(stack(max(config.depths)), sides)
     report.print_checks(found["checks"])

@@ -23,7 +23,8 @@ import exact_networks
 import exact_report
 import torch
 import training_step
-from comparing import networks, report
+from comparing import report
+from comparing.networks import Workload, throughput
 from comparing.setting import Setting, keep_heap
 from comparing.sides import OURS, PLAIN, importable_sides, quiet_peers
 from comparing.stacks import (
@@ -41,14 +42,6 @@ from rich.console import Console
 Size = tuple[int, int, int]  # batch, channels of one stream, height and width of the images
 
 
-class Work(NamedTuple):
-    """A network in training."""
-
-    preset: str
-    batch: int
-    side: int  # height and width of the images
-
-
 @dataclass(frozen=True)
 class Scale:
     """How large everything is."""
@@ -59,9 +52,9 @@ class Scale:
     sizes: tuple[Size, ...]  # of blocks, in stacks of the least depth
     checked: Size  # of blocks whose gradients are compared, in float64 too
     heavy: int  # channels where weights are far heavier than activations
-    networks: tuple[Work, ...]
+    networks: tuple[Workload, ...]
     largest: tuple[str, int, int]  # preset, side, no more images than this
-    exact_networks: tuple[Work, ...]
+    exact_networks: tuple[Workload, ...]
     drift_depths: tuple[int, ...]
     seeds: int  # of the weights, for drift
 
@@ -74,9 +67,9 @@ SCALES = {
         sizes=((8, 32, 4), (8, 32, 8), (8, 32, 16), (8, 32, 32)),
         checked=(8, 32, 32),
         heavy=256,
-        networks=(Work("b", 64, 224), Work("cifar10", 128, 32)),
+        networks=(Workload("b", 64, 224), Workload("cifar10", 128, 32)),
         largest=("b", 224, 2**14),
-        exact_networks=(Work("cifar10", 16, 32), Work("b", 4, 224)),
+        exact_networks=(Workload("cifar10", 16, 32), Workload("b", 4, 224)),
         drift_depths=(10, 100),
         seeds=2,
     ),
@@ -87,14 +80,13 @@ SCALES = {
         sizes=((2, 8, 4), (2, 4, 8)),
         checked=(2, 8, 8),
         heavy=32,
-        networks=(Work("digits", 4, 16),),
+        networks=(Workload("digits", 4, 16),),
         largest=("digits", 32, 4),
-        exact_networks=(Work("digits", 4, 16),),
+        exact_networks=(Workload("digits", 4, 16),),
         drift_depths=(2,),
         seeds=1,
     ),
 }
-QUANTUM = 2**-16
 FLOATS = {"float32": None, "bfloat16": torch.bfloat16}  # by autocast
 
 
@@ -192,7 +184,7 @@ def _name(size: Size) -> str:
 def whole_networks(scale: Scale) -> list[Unit]:
     """Training steps of i-RevNets, activations stored and rebuilt, float and exact."""
 
-    def measure(work: Work, precision: str, channels_last: bool, seconds: float) -> Any:
+    def measure(work: Workload, precision: str, channels_last: bool, seconds: float) -> Any:
         config = training_step.Config(
             preset=work.preset,
             batch_size=work.batch,
@@ -222,7 +214,7 @@ def largest_batch(scale: Scale) -> list[Unit]:
 
     def measure(name: str, setting: Setting, _: float) -> Any:
         preset, side, at_most = scale.largest
-        found = networks.throughput(preset, side, name, setting, at_most=at_most)
+        found = throughput(preset, side, name, setting, at_most=at_most)
         report.print_throughput(f"i-RevNet {preset}, {side}x{side}", {name: found})
         return found
 
@@ -248,8 +240,8 @@ def exact(scale: Scale) -> list[Unit]:
     """Bits of gradients and images, the time of rounding, and drift without it."""
     tables = exact_report.Tables()
 
-    def bits(work: Work, autocast: bool, _: float) -> Any:
-        case = exact_networks.Case(*work, QUANTUM, autocast, scale.device)
+    def bits(work: Workload, autocast: bool, _: float) -> Any:
+        case = exact_networks.Case(*work, exact_networks.QUANTUM, autocast, scale.device)
         rows = {}
         for name, flags in CUDNN.items():
             with _cudnn(flags):
@@ -317,10 +309,10 @@ PARTS = {  # in order of importance
     ),
     "sizes": Part("time with small blocks, beside the peers", 4, sizes),
     "networks": Part("training steps of whole i-RevNets", 4, whole_networks),
-    "exact": Part("exact mode: equal bits, the time of rounding, drift", 4, exact),
     "largest-batch": Part(
         "how many images fit on the GPU, and how fast they are", 4, largest_batch
     ),
+    "exact": Part("exact mode: equal bits, the time of rounding, drift", 4, exact),
     "channels-last": Part("stacks of blocks in channels_last", 3, channels_last),
     "compiled": Part("stacks of blocks with compiled residual functions", 4, compiled),
 }
