@@ -2,8 +2,11 @@
 
     python benchmarks/checkpointing.py
 
-prints tables and writes a JSON file with every time measured, and a plot. It needs the extra
-``examples``. The peers take part where they are installed:
+prints tables and writes a JSON file with every time measured, and a plot. Times come as ratios:
+*over plain*, what rebuilding costs, is a step's time over that of the step that stores everything,
+*over the limit* over that step with one more forward. Sides run in turn, and ratios are those of
+one round, their medians and quartiles shown. It needs the extra ``examples``. The peers take part
+where they are installed:
 
     pip install --no-deps memcnn revtorch revlib
 
@@ -18,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from comparing import report
 from comparing.setting import Setting, keep_heap
 from comparing.sides import OURS, PLAIN, importable_sides, quiet_peers
@@ -63,25 +65,23 @@ def run(config: Config) -> dict[str, Any]:
         found["depths"][depth] = compare_stack(stack(depth), sides, config.seconds)
         report.print_comparison(f"{depth} blocks", found["depths"][depth])
 
-    found["growth"] = growth(found["depths"])
-    # Weights that are far heavier than the activations.
-    heavy = Stack(10, batch=1, width=8 * config.width, side=2, setting=setting)
-    found["gradients_held"] = gradients_held(heavy, sides)
-    report.print_growth(found)
+    if len(config.depths) > 1:
+        found["growth"] = growth(found["depths"])
+        # Weights that are far heavier than the activations.
+        heavy = Stack(10, batch=1, width=8 * config.width, side=2, setting=setting)
+        found["gradients_held"] = gradients_held(heavy, sides)
+        report.print_growth(found)
 
     found["checks"] = check(stack(max(config.depths)), sides)
     report.print_checks(found["checks"])
 
-    found["sizes"] = {}
+    found |= {"sizes": {}, "without_grad": {}}
     for side in sorted({config.side, *config.other_sides}):
         small = stack(min(config.depths), side)
-        found["sizes"][side] = compare_stack(small, sides, config.seconds)
+        size = f"{side}x{side}"
+        found["sizes"][size] = compare_stack(small, sides, config.seconds)
+        found["without_grad"][size] = without_grad(small, config.seconds / 4)
     report.print_sizes(found["sizes"])
-
-    found["without_grad"] = {
-        side: without_grad(stack(min(config.depths), side), config.seconds / 4)
-        for side in found["sizes"]
-    }
     report.print_without_grad(found["without_grad"])
 
     if config.end_to_end:
@@ -107,7 +107,7 @@ def measure_largest_batch(setting: Setting) -> dict[str, Any]:
     from comparing.networks import throughput
 
     found = {name: throughput("b", 224, name, setting) for name in (PLAIN, OURS)}
-    report.print_throughput(found)
+    report.print_throughput("i-RevNet b, 224x224", found)
     return found
 
 
@@ -115,6 +115,10 @@ def main(config: Config) -> None:
     """Measures, prints and writes."""
     if config.largest_batch and config.device == "cpu":
         sys.exit("--largest-batch asks how many images fit on a GPU: there is none here.")
+    if config.clock == "cpu" and (config.device != "cpu" or config.threads != 1):
+        sys.exit(
+            "--clock cpu adds up all threads and knows of no GPU: it needs one thread on a CPU."
+        )
     with quiet_peers():
         found = run(config)
     report.write_json(config.out.with_suffix(".json"), found)
@@ -122,5 +126,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    import tyro
+
     keep_heap()
     main(tyro.cli(Config, description=__doc__))

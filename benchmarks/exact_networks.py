@@ -76,6 +76,21 @@ def measure(case: Case, seed: int) -> Found:
     )
 
 
+class Equal(NamedTuple):
+    """Tensors of gradients that agree in every bit with those of a step with stored activations."""
+
+    rebuilt: int  # in a step with rebuilt activations
+    stored_again: int  # in the same step, repeated: less than all where kernels add in any order
+    gradients: int
+
+
+def equal_gradients(case: Case, seed: int) -> Equal:
+    """Two training steps with activations stored, and one with them rebuilt."""
+    stored, again, rebuilt = (_train(case, seed, checkpoint=on) for on in (False, False, True))
+    equal = (sum(map(torch.equal, other.gradients, stored.gradients)) for other in (rebuilt, again))
+    return Equal(*equal, len(stored.gradients))
+
+
 class _Trained(NamedTuple):
     gradients: list[Tensor]
     buffers: list[Tensor]

@@ -16,19 +16,11 @@ from exact_drift import Row
 from exact_networks import Case, Found
 
 
-class Report:
-    """Prints tables, and writes them with all numbers to ``config.out``: .txt and .json.
+class Tables:
+    """Prints tables, in the simple form of reStructuredText, to be copied into documentation."""
 
-    The tables are in the simple form of reStructuredText, to be copied into the documentation.
-    """
-
-    def __init__(self, config: Any) -> None:
-        self.out: Path = config.out
-        self.about = about(config)
+    def __init__(self) -> None:
         self.tables: list[str] = []
-        versions = ", ".join(f"{name} {v}" for name, v in self.about["versions"].items() if v)
-        where = self.about["gpu"] or f"{self.about['processor']}, {self.about['cores']} cores"
-        self.note(f"{where}, {self.about['threads']} threads; {versions}")
 
     def note(self, line: Any) -> None:
         """Prints what is not worth keeping."""
@@ -48,6 +40,18 @@ class Report:
         """Prints what belongs into the file."""
         self.tables.append(text)
         print("\n" + text, flush=True)
+
+
+class Report(Tables):
+    """Writes the tables, with all numbers, to ``config.out``: .txt and .json."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.out: Path = config.out
+        self.about = about(config)
+        versions = ", ".join(f"{name} {v}" for name, v in self.about["versions"].items() if v)
+        where = self.about["gpu"] or f"{self.about['processor']}, {self.about['cores']} cores"
+        self.note(f"{where}, {self.about['threads']} threads; {versions}")
 
     def write(self, found: Mapping[str, Any]) -> None:
         """Writes both files anew."""
@@ -70,7 +74,7 @@ def _data(x: Any) -> Any:
     return str(x) if isinstance(x, Path) else x
 
 
-def drift(report: Report, rows: Sequence[Row]) -> None:
+def drift(report: Tables, rows: Sequence[Row]) -> None:
     """A line for each method and precision, two columns for each depth."""
     depths = sorted({row.depth for row in rows})
     lines: dict[tuple[str, str], dict[int, Row]] = {}
@@ -108,7 +112,7 @@ def _number(x: float) -> str:
     return "0" if x == 0 else f"{x:.1e}"
 
 
-def networks(report: Report, rows: Sequence[tuple[Case, Sequence[Found]]]) -> None:
+def networks(report: Tables, rows: Sequence[tuple[Case, Sequence[Found]]]) -> None:
     """A line for each network and mode."""
     report.table(
         "i-RevNets at initialisation, smallest and largest over the seeds",
@@ -145,7 +149,7 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def cost(report: Report, found: Mapping[str, Cost], depth: int) -> None:
+def cost(report: Tables, found: Mapping[str, Cost], depth: int) -> None:
     """A line for each size of block."""
     report.table(
         "Time of a training step with rounding over the same step without: median, quartiles",

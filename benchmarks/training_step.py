@@ -20,9 +20,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import tyro
 from comparing import report
-from comparing.meters import Memory, Spread, Step, interleave, measure_memory, time_step
+from comparing.meters import (
+    Memory,
+    Spread,
+    Step,
+    interleave,
+    measure_memory,
+    old_objects_frozen,
+    time_step,
+)
 from comparing.setting import Setting, keep_heap
 from rich.console import Console
 from rich.table import Table
@@ -138,7 +145,8 @@ def measure(config: Config) -> dict[str, Row]:
     # What a ResNet stores could not be rebuilt.
     kinds = {"stored, float": {}} if config.preset.startswith("resnet") else KINDS
     trainings = {name: Training(config, kind) for name, kind in kinds.items()}
-    memory = {name: training.memory() for name, training in trainings.items()}
+    with old_objects_frozen():
+        memory = {name: training.memory() for name, training in trainings.items()}
     tasks = {name: training.run for name, training in trainings.items()}
     times = interleave(tasks, config.seconds, min_rounds=config.rounds)
     first = [sum(step) for step in next(iter(times.values()))]
@@ -233,6 +241,8 @@ def add_record(path: Path, name: str, record: Mapping[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
+    import tyro  # here, since gpu.py does without
+
     config = tyro.cli(Config, description=__doc__, args=arguments)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     rows = measure(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .meters import Step, time_step, total_error
 from .setting import Setting
 from .sides import OURS, PLAIN, Network
-from .stacks import Comparison, compare
+from .stacks import Comparison, compare, reason
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "irevnet"))
 from networks.irevnet import Bottleneck, IRevNet
@@ -111,30 +112,36 @@ class Throughput(NamedTuple):
         return max(self.images_per_second, key=self.images_per_second.__getitem__)
 
 
-def throughput(preset: str, side: int, name: str, setting: Setting) -> Throughput:
+def throughput(
+    preset: str, side: int, name: str, setting: Setting, *, at_most: int = 2**20
+) -> Throughput:
     """The largest batch that fits into a GPU's memory, and the speed at batches up to it."""
+    model = Workload(preset, 1, side).model(setting)
 
-    def speed(batch: int) -> float | None:
+    def speed(batch: int, steps: int = 1) -> float | None:
         try:
-            return images_per_second(Workload(preset, batch, side), name, setting)
-        except torch.OutOfMemoryError:
+            seconds = _seconds(model, Workload(preset, batch, side), name, setting, steps)
+        except RuntimeError as error:  # out of memory; or else the line below tells
+            print(f"{name}: {batch} images: {reason(error)[:100]}", flush=True)
             return None
         finally:
             torch.cuda.empty_cache()
+        how = "they fit" if steps == 1 else f"{batch / seconds:.1f} images/s"
+        print(f"{name}: {batch} images: {how}", flush=True)
+        return batch / seconds
 
-    largest = largest_that(lambda batch: speed(batch) is not None)
-    batches = {2**k for k in range(3, largest.bit_length())} | {largest}
-    speeds = {batch: speed(batch) for batch in sorted(batches)}
+    largest = largest_that(lambda batch: batch <= at_most and speed(batch) is not None)
+    batches = {2**k for k in range(5, largest.bit_length(), 2)} | {largest}
+    speeds = {batch: speed(batch, steps=4) for batch in sorted(batches)}
     return Throughput(largest, {batch: s for batch, s in speeds.items() if s})
 
 
-def images_per_second(work: Workload, name: str, setting: Setting) -> float:
-    """Of a training step without an optimizer, the median of three after one to warm up."""
-    model = work.model(setting)
+def _seconds(model: IRevNet, work: Workload, name: str, setting: Setting, steps: int) -> float:
+    """Of a training step without an optimizer: the median, but for the first to warm up."""
     step, labels = work.step(model, setting)
     network = losses(model, labels)[name]
-    times = [time_step(step, network).step for _ in range(4)]
-    return work.batch / sorted(times[1:])[1]
+    times = [time_step(step, network).step for _ in range(steps)]
+    return statistics.median(times[1:] or times)
 
 
 def largest_that(fits: Callable[[int], bool]) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +22,10 @@ from rich.table import Table
 from .meters import Spread
 from .networks import EndToEnd, Throughput
 from .sides import OURS, PEERS, PLAIN, SIDES
-from .stacks import Check, Comparison, Growth, NoGrad
+from .stacks import Check, Comparison, Growth, NoGrad, Row
 
-WIDTH = 132
+WIDTH = 160
+RIGHT: dict[str, Any] = {"justify": "right"}  # a column of numbers
 
 
 def about(config: Any) -> dict[str, Any]:
@@ -33,7 +35,10 @@ def about(config: Any) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if config.device.startswith("cuda") else None,
+        "commit": _said_by(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
+        ),
+        **(_about_gpu() if config.device.startswith("cuda") else {"gpu": None}),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -52,6 +57,27 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _about_gpu() -> dict[str, Any]:
+    """The device and what runs it."""
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _said_by(*query),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        # Where it is allowed, float32 means rounded to 10 bits inside of convolutions.
+        "tf32 in convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _said_by(*command: str) -> str | None:
+    """What a program prints, if it is there and succeeds."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -62,9 +88,12 @@ def _version(package: str) -> str | None:
 def print_about(found: Mapping[str, Any]) -> None:
     """Machine, versions, and the peers that are missing."""
     facts = found["about"]
-    where = facts["gpu"] or f"{facts['processor']}, {facts['threads']} of {facts['cores']} cores"
+    threads = f"{facts['threads']} thread(s) for all sides, {facts['cores']} cores"
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
-    _print(f"{where}; Python {facts['python']}, {versions}")
+    _print(f"{facts['processor']}, {threads}; Python {facts['python']}, {versions}")
+    if facts["gpu"]:
+        names = ("driver", "cuda", "cudnn", "tf32 in convolutions")
+        _print(", ".join([facts["gpu"], *(f"{name} {facts[name]}" for name in names)]))
     for name, why in found["skipped"].items():
         _print(f"[yellow]skipped {name}[/]: {why}", highlight=False)
 
@@ -72,8 +101,8 @@ def print_about(found: Mapping[str, Any]) -> None:
 def print_comparison(title: str, comparison: Comparison) -> None:
     """Time and memory by side."""
     table = _table(
-        f"{title}: {1e3 * comparison.block_seconds:.2f} ms a block in a plain step, the limit is "
-        f"{_spread(comparison.limit)} of it",
+        f"{title}: {1e3 * comparison.block_seconds:.2f} ms a block in a plain step; the limit, one "
+        f"more forward, is {_spread(comparison.limit)} of that step",
         *("step, ms", "over plain", "over the limit", "held, MiB", "peak, MiB", "left, MiB"),
     )
     for name, row in comparison.rows.items():
@@ -138,21 +167,37 @@ def print_checks(checks: Mapping[str, Check | str]) -> None:
     _print(table)
 
 
-def print_sizes(sizes: Mapping[int, Comparison]) -> None:
-    """The time over the limit, by the time of a block."""
-    columns = [f"{side}x{side}: {1e3 * c.block_seconds:.2f} ms" for side, c in sizes.items()]
-    table = _table("Time over the limit, by image and time of a block", *columns)
-    for name in next(iter(sizes.values())).rows:
+def print_sizes(sizes: Mapping[str, Comparison]) -> None:
+    """Time over plain's and over the limit, by the size of a block, and ours over the peers'."""
+    table = _table("Time of a step over plain, and over the limit, by size and time of a block")
+    for size, comparison in sizes.items():
+        table.add_column(f"{size}: {1e3 * comparison.block_seconds:.2f} ms\nover plain", **RIGHT)
+        table.add_column("over\nlimit", **RIGHT)
+    names = dict.fromkeys(name for c in sizes.values() for name in c.rows)
+    for name in names:
         rows = [comparison.rows.get(name) for comparison in sizes.values()]
-        table.add_row(name, *(_spread(row.over_limit) if row else "" for row in rows))
+        table.add_row(name, *(cell for row in rows for cell in _both_ratios(row)))
+    table.add_section()
+    limits = (cell for c in sizes.values() for cell in (_spread(c.limit), "1.000"))
+    table.add_row("the limit", *limits)
+    table.add_section()
+    peers = dict.fromkeys(name for c in sizes.values() for name in c.over_peers)
+    for name in peers:
+        ratios = [comparison.over_peers.get(name) for comparison in sizes.values()]
+        cells = (cell for ratio in ratios for cell in (_spread(ratio) if ratio else "", ""))
+        table.add_row(f"{OURS} over {name}", *cells)
     _print(table)
 
 
-def print_without_grad(found: Mapping[int, NoGrad]) -> None:
+def _both_ratios(row: Row | None) -> tuple[str, str]:
+    return (_spread(row.over_plain), f"{row.over_limit.median:.3f}") if row else ("", "")
+
+
+def print_without_grad(found: Mapping[str, NoGrad]) -> None:
     """What the composition itself costs."""
     table = _table(
         "InvertibleSequential without grad, over a loop by hand over the same layers",
-        *(f"{side}x{side}: {1e3 * times.loop.median:.2f} ms" for side, times in found.items()),
+        *(f"{size}: {1e3 * times.loop.median:.2f} ms" for size, times in found.items()),
     )
     table.add_row(OURS, *(_spread(times.ratio) for times in found.values()))
     _print(table)
@@ -167,9 +212,9 @@ def print_end_to_end(found: EndToEnd) -> None:
     _print(f"relative error of all gradients: {errors}", highlight=False)
 
 
-def print_throughput(found: Mapping[str, Throughput]) -> None:
+def print_throughput(title: str, found: Mapping[str, Throughput]) -> None:
     """Batches and images per second."""
-    table = _table("i-RevNet b, 224x224", "largest batch", "best batch", "images/s at it")
+    table = _table(title, "largest batch", "best batch", "images/s at it")
     for name, row in found.items():
         speed = row.images_per_second[row.best_batch]
         table.add_row(name, str(row.largest_batch), str(row.best_batch), f"{speed:.1f}")
@@ -184,7 +229,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, **RIGHT)
     return table
 
 
@@ -202,7 +247,8 @@ def write_json(path: Path, found: Mapping[str, Any]) -> None:
 def _data(x: Any) -> Any:
     """Named tuples and dataclasses as dictionaries."""
     if isinstance(x, Comparison):
-        derived = {"limit": x.limit, "block_seconds": x.block_seconds}
+        names = ("block_seconds", "limit", "over_peers")
+        derived = {name: getattr(x, name) for name in names}
         return _data(derived | vars(x))
     if is_dataclass(x):
         return _data(vars(x))
@@ -219,44 +265,48 @@ COLOURS = dict(zip([*SIDES, *PEERS], mpl.color_sequences["tab10"], strict=False)
 
 
 def plot(path: Path, found: Mapping[str, Any]) -> None:
-    """Time and memory against depth, and the time over the limit against a block's time."""
+    """The time of a step over plain's against depth and size, over the limit, and memory."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    time, memory, sizes = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    (deep, memory), (sizes, limits) = figure.subplots(2, 2)
     depths: dict[int, Comparison] = found["depths"]
+    by_size: dict[str, Comparison] = {
+        f"{size}\n{1e3 * comparison.block_seconds:.2f}": comparison
+        for size, comparison in found["sizes"].items()
+    }
     for name, colour in COLOURS.items():
-        rows = {depth: c.rows[name] for depth, c in depths.items() if name in c.rows}
         style = {"color": colour, "marker": "o", "linewidth": 3 if name == OURS else 1.3}
-        time.plot(list(rows), [1e3 * row.step.median for row in rows.values()], label=name, **style)
+        rows = {depth: c.rows[name] for depth, c in depths.items() if name in c.rows}
+        _ratios(deep, list(rows), [row.over_plain for row in rows.values()], label=name, **style)
         held = [row.memory.held / 2**20 for row in rows.values()]
         memory.plot(list(rows), held, **style)
-        by_size = [
-            (c.block_seconds, c.rows[name]) for c in found["sizes"].values() if name in c.rows
-        ]
-        if name != PLAIN and by_size:
-            x = [1e3 * seconds for seconds, _ in by_size]
-            y = [row.over_limit for _, row in by_size]
-            errors = [[s.median - s.low for s in y], [s.high - s.median for s in y]]
-            sizes.errorbar(x, [s.median for s in y], errors, capsize=2, **style)
-    limit = [1e3 * c.limit.median * c.rows[PLAIN].step.median for c in depths.values()]
-    time.plot(list(depths), limit, "k--", label="limit: plain + one forward")
-    time.set(
-        title="time of a training step",
-        xlabel="blocks",
-        ylabel=f"ms ({found['about']['config']['clock']} clock)",
-        ylim=0,
-    )
+        rows = {size: c.rows[name] for size, c in by_size.items() if name in c.rows}
+        _ratios(sizes, list(rows), [row.over_plain for row in rows.values()], **style)
+        if name != PLAIN:
+            _ratios(limits, list(rows), [row.over_limit for row in rows.values()], **style)
+    dashed = {"color": "k", "linestyle": "--"}
+    label = "limit: plain + one forward"
+    _ratios(deep, list(depths), [c.limit for c in depths.values()], label=label, **dashed)
+    _ratios(sizes, list(by_size), [c.limit for c in by_size.values()], **dashed)
+    limits.axhline(1, **dashed)
+    deep.set(title="time of a step over plain's", xlabel="blocks")
     memory.set(title="held between forward and backward", xlabel="blocks", ylabel="MiB")
-    sizes.set(title="time over the limit", xlabel="ms a block in a plain step")
-    for axis, scale in ((memory.yaxis, memory.set_yscale), (sizes.xaxis, sizes.set_xscale)):
-        scale("log")
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    sizes.axhline(1, color="k", linestyle="--")
+    for axes, what in ((sizes, "plain's"), (limits, "the limit")):
+        title = f"time of a step over {what}, {min(depths)} blocks of each size"
+        axes.set(title=title, xlabel="size, and ms a block in a plain step")
+    memory.set_yscale("log")
+    memory.yaxis.set_major_formatter("{x:g}")
+    memory.yaxis.set_minor_formatter("")
     figure.legend(loc="outside lower center", ncols=5)
     figure.suptitle(_caption(found["about"]))
     figure.savefig(path, dpi=110)
+
+
+def _ratios(axes: Any, x: Sequence[Any], y: Sequence[Spread], **style: Any) -> None:
+    """Medians, with bars from quartile to quartile."""
+    bars = [[s.median - s.low for s in y], [s.high - s.median for s in y]]
+    axes.errorbar(x, [s.median for s in y], bars, capsize=2, **style)
 
 
 def _caption(facts: Mapping[str, Any]) -> str:
@@ -265,5 +315,5 @@ def _caption(facts: Mapping[str, Any]) -> str:
     return (
         f"i-RevNet blocks, {config['width']} channels, batch {config['batch']}, "
         f"{config['side']}x{config['side']}, {config['dtype']}; {where}, "
-        f"torch {facts['versions']['torch']}"
+        f"{config['clock']} clock, torch {facts['versions']['torch']}"
     )

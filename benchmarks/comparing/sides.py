@@ -140,6 +140,8 @@ PEERS: dict[str, Side] = {
     "revlib, function": revlib_function,
     "revlib, graph": revlib_graph,
 }
+# One evaluation more and flat memory, as we have: the better of them is what to keep up with.
+FAST_PEERS = ("RevTorch", "revlib, function")
 
 
 def importable_sides() -> tuple[dict[str, Side], dict[str, str]]:

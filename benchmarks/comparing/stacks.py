@@ -20,13 +20,14 @@ from .meters import (
     Times,
     interleave,
     measure_memory,
+    old_objects_frozen,
     outcome,
     time_forward,
     time_step,
     worst_error,
 )
 from .setting import Setting
-from .sides import PLAIN, Network, Side, bottleneck, layers
+from .sides import FAST_PEERS, OURS, PLAIN, Network, Side, bottleneck, layers
 
 
 class Row(NamedTuple):
@@ -53,6 +54,21 @@ class Comparison:
         return Spread.of([1 + t.forward / t.step for t in self.rows[PLAIN].times])
 
     @property
+    def over_peers(self) -> dict[str, Spread]:
+        """The time of our step over that of each fast peer in the same round, and the better's."""
+        peers = {name: self.rows[name].times for name in FAST_PEERS if name in self.rows}
+        if not peers or OURS not in self.rows:
+            return {}
+        own = self.rows[OURS].times
+        ratios = {
+            name: _ratios(own, times, lambda peer: peer.step) for name, times in peers.items()
+        }
+        better = [
+            min(round_, key=lambda peer: peer.step) for round_ in zip(*peers.values(), strict=True)
+        ]
+        return ratios | {"the better": _ratios(own, better, lambda peer: peer.step)}
+
+    @property
     def block_seconds(self) -> float:
         """What a block takes in a plain step."""
         return self.rows[PLAIN].step.median / self.blocks
@@ -64,13 +80,14 @@ def compare(
     """Measures the memory of each side, then times the sides in turn."""
     comparison = Comparison(blocks)
     memory = {}
-    for name, network in networks.items():
-        try:
-            memory[name] = measure_memory(step, network)
-        except Exception as error:
-            if name == PLAIN:
-                raise
-            comparison.failed[name] = reason(error)
+    with old_objects_frozen():
+        for name, network in networks.items():
+            try:
+                memory[name] = measure_memory(step, network)
+            except Exception as error:
+                if name == PLAIN:
+                    raise
+                comparison.failed[name] = reason(error)
     times = interleave({name: partial(time_step, step, networks[name]) for name in memory}, seconds)
     for name, own in times.items():
         comparison.rows[name] = Row(
@@ -84,9 +101,9 @@ def compare(
 
 
 def _ratios(
-    times: Iterable[Times], plain: Iterable[Times], unit: Callable[[Times], float]
+    times: Iterable[Times], others: Iterable[Times], unit: Callable[[Times], float]
 ) -> Spread:
-    return Spread.of([t.step / unit(p) for t, p in zip(times, plain, strict=True)])
+    return Spread.of([t.step / unit(other) for t, other in zip(times, others, strict=True)])
 
 
 def reason(error: Exception) -> str:
@@ -204,9 +221,10 @@ def gradients_held(stack: Stack, sides: Mapping[str, Side]) -> dict[str, float]:
     step = stack.step(fs)
     unit = sum(p.nbytes for p in fs[0].parameters())
     held = {}
-    for name, side in sides.items():
-        with suppress(Exception):  # what fails here has failed before, and was reported
-            held[name] = measure_memory(step, side(list(fs))).peak / unit
+    with old_objects_frozen():
+        for name, side in sides.items():
+            with suppress(Exception):  # what fails here has failed before, and was reported
+                held[name] = measure_memory(step, side(list(fs))).peak / unit
     return held
 
 

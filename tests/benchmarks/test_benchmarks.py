@@ -3,18 +3,36 @@
 import importlib.util
 import json
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from comparing.meters import measure_memory, total_error, worst_error
+from comparing.meters import (
+    Memory,
+    Spread,
+    Times,
+    interleave,
+    measure_memory,
+    total_error,
+    worst_error,
+)
 from comparing.networks import Workload, largest_that, measure
 from comparing.setting import Setting
 from comparing.sides import OURS, PLAIN, SIDES, importable_sides, plain, quiet_peers
-from comparing.stacks import Stack, check, compare_stack, gradients_held, growth
+from comparing.stacks import (
+    Comparison,
+    Row,
+    Stack,
+    check,
+    compare_stack,
+    gradients_held,
+    growth,
+)
 
 SMALL = Stack(depth=4, batch=2, width=8, side=8)
 
@@ -115,6 +133,39 @@ def test_gradients_that_wait_for_each_other_are_seen():
     assert held["all at once"] > 6
 
 
+def test_every_round_runs_all_tasks_in_another_order():
+    done = []
+    tasks = {name: partial(done.append, name) for name in "abcd"}
+    results = interleave(tasks, seconds=0, min_rounds=10)
+    assert [len(times) for times in results.values()] == [10] * 4
+    warm, *rounds = (done[i : i + 4] for i in range(0, len(done), 4))
+    assert warm == list("abcd")
+    assert all(sorted(order) == list("abcd") for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 3
+
+
+def test_the_cpu_clock_leaves_out_what_others_take():
+    wall, cpu = Setting(clock="wall"), Setting(clock="cpu")
+    before = wall.now(), cpu.now()
+    time.sleep(0.2)
+    assert wall.now() - before[0] >= 0.2 > 0.1 > cpu.now() - before[1]
+
+
+def test_ours_is_held_against_the_better_peer_of_each_round():
+    def row(*steps):
+        times = [Times(0.0, step) for step in steps]
+        return Row(Spread.of(steps), Spread(1, 1, 1), Spread(1, 1, 1), Memory(0, 0, 0), times)
+
+    rows = {OURS: row(2.0, 2.0), "RevTorch": row(1.0, 2.0), "revlib, function": row(2.0, 4.0)}
+    found = Comparison(1, rows).over_peers
+    assert {name: ratio.median for name, ratio in found.items()} == {
+        "RevTorch": 1.5,
+        "revlib, function": 0.75,
+        "the better": 1.5,
+    }
+    assert Comparison(1, {OURS: row(1.0, 1.0)}).over_peers == {}
+
+
 def test_errors_are_relative():
     a, b = torch.ones(4), torch.full((4,), 10.0)
     assert worst_error([1.1 * a, b], [a, b]) == pytest.approx(0.1)
@@ -133,8 +184,10 @@ def test_the_largest_batch_is_found_to_three_percent(limit):
     assert 0.96 * limit <= largest_that(lambda batch: batch <= limit) <= limit
 
 
-def test_the_command_prints_and_writes_all_it_measures(tmp_path, capsys):
+def test_the_command_prints_and_writes_all_it_measures(tmp_path, capsys, monkeypatch):
     command = _command()
+    sides = {name: SIDES[name] for name in (PLAIN, OURS)}
+    monkeypatch.setattr(command, "importable_sides", lambda: (sides, {"MemCNN": "not here"}))
     config = command.Config(
         depths=(2, 4),
         batch=1,
@@ -151,9 +204,19 @@ def test_the_command_prints_and_writes_all_it_measures(tmp_path, capsys):
     assert found["about"]["config"]["depths"] == [2, 4]
     assert len(found["depths"]["4"]["rows"][OURS]["times"]) >= 3
     assert (tmp_path / "new" / "result.png").stat().st_size > 0
+    assert found["sizes"]["8x8"]["rows"][OURS]["over_plain"]["median"] > 0
     printed = capsys.readouterr().out
     assert "4 blocks" in printed
-    assert OURS in printed
+    assert "skipped MemCNN: not here" in printed
+    assert printed.index("over plain") < printed.index("over the limit")
+    assert "the limit" in printed[printed.index("Time of a step over plain") :]
+
+
+def test_the_cpu_clock_is_refused_where_it_would_mislead(tmp_path):
+    command = _command()
+    config = command.Config(clock="cpu", threads=2, device="cpu", out=tmp_path / "result")
+    with pytest.raises(SystemExit, match="one thread on a CPU"):
+        command.main(config)
 
 
 def _command():
