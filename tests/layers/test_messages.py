@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import AddsContext, Double
+from toys import AddsContext, Double, Function
 
 from invertible import (
     AdditiveCoupling,
@@ -24,14 +24,6 @@ from invertible import (
 
 X = torch.zeros(2, 3, 4, 4)
 PAIR = "a tuple of 2 (a tensor of shape (2, 3, 4, 4), a tensor of shape (2, 3, 4, 4))"
-
-
-class Function(nn.Module):
-    """A module of a function, to return what no layer should."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.forward = function
 
 
 def couple(f, x=(X, X)):
