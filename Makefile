@@ -46,16 +46,9 @@ types: $(STAMPS)/dev ## Check types, strictly
 	$(BIN)/mypy
 
 .PHONY: docs
-docs: html doctest ## Build the documentation and run its examples, warnings being errors
-
-.PHONY: html
-html: $(STAMPS)/docs ## Build the documentation in docs/_build/html
+docs: $(STAMPS)/docs ## Build the documentation in docs/_build/html, warnings being errors
 	$(SPHINX) -b html docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
-
-.PHONY: doctest
-doctest: $(STAMPS)/docs ## Run the examples that the API pages show
-	$(SPHINX) -b doctest -D plot_gallery=0 docs docs/_build/doctest
 
 .PHONY: linkcheck
 linkcheck: $(STAMPS)/docs ## Try the links that lead out of the documentation

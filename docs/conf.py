@@ -16,7 +16,6 @@ version = release = invertible.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
-    "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -56,14 +55,6 @@ nitpick_ignore_regex = [
     # A layer's docstring mentions its two methods, which have no entry of their own.
     ("py:meth", "forward|inverse"),
 ]
-
-# The examples in docstrings use these names; conftest.py gives pytest the same.
-doctest_global_setup = """
-import numpy as np
-import torch
-from torch import nn
-from invertible import *
-"""
 
 linkcheck_ignore = [r"\.\./_images/"]  # a picture that opens by itself, made by the HTML builder
 

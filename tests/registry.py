@@ -1,12 +1,14 @@
 """Every layer of the library, a line each: a new layer joins the laws here."""
 
 from collections.abc import Callable
+from inspect import isabstract
 from typing import NamedTuple
 
-import torch
 from hypothesis import strategies as st
 from torch import nn
+from toys import block, bottleneck
 
+import invertible
 from invertible import (
     AdditiveCoupling,
     Flatten,
@@ -15,7 +17,6 @@ from invertible import (
     InjectivePad,
     Inverse,
     InvertibleModule,
-    InvertibleSequential,
     Merge,
     PairRotation,
     PairScaling,
@@ -31,30 +32,19 @@ from invertible import (
 )
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
+# The names of what must be registered.
+EXPORTED = {
+    name
+    for name, thing in vars(invertible).items()
+    if isinstance(thing, type) and issubclass(thing, InvertibleModule) and not isabstract(thing)
+}
+
 
 class Case(NamedTuple):
     """A layer made for a state, and the states that it takes."""
 
     make: Callable[[State], InvertibleModule]
     states: Callable[..., st.SearchStrategy[State]]
-
-
-def network(x: torch.Tensor, dropout: float = 0.0) -> nn.Module:
-    """A sub-network from a stream to one like it, with batch statistics."""
-    c = x.shape[1]
-    return nn.Sequential(
-        nn.BatchNorm2d(c),
-        nn.Conv2d(c, 4, 3, padding=1),
-        nn.Tanh(),
-        nn.Dropout(dropout),
-        nn.Conv2d(4, c, 1),
-    )
-
-
-def block(x: State) -> InvertibleSequential:
-    return InvertibleSequential(
-        AdditiveCoupling(network(x[1])), Swap(), AdditiveCoupling(network(x[0])), Swap()
-    )
 
 
 def fours(**options) -> st.SearchStrategy[State]:
@@ -76,8 +66,16 @@ def randomized(layer: InvertibleModule) -> InvertibleModule:
     return layer
 
 
+def coupling(x: State, quantum: float | None = None) -> AdditiveCoupling:
+    return AdditiveCoupling(bottleneck(x[1].shape[1], dropout=0.3), quantum=quantum)
+
+
+def sequence(x: State) -> InvertibleModule:
+    return block(lambda: bottleneck(x[1].shape[1]))
+
+
 LAYERS = {
-    "AdditiveCoupling": Case(lambda x: AdditiveCoupling(network(x[1], dropout=0.3)), pairs),
+    "AdditiveCoupling": Case(coupling, pairs),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
     "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
@@ -92,8 +90,8 @@ LAYERS = {
     "Identity of pairs": Case(lambda _: Identity(), pairs),
     "InjectivePad": Case(lambda _: InjectivePad(3), tensors),
     "InjectivePad of width": Case(lambda _: InjectivePad(1, dim=-1, tolerance=1e-3), tensors),
-    "Inverse": Case(lambda x: Inverse(block(x)), pairs),
-    "InvertibleSequential": Case(block, pairs),
+    "Inverse": Case(lambda x: Inverse(sequence(x)), pairs),
+    "InvertibleSequential": Case(sequence, pairs),
     "Merge": Case(lambda _: Merge(), pairs),
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),
@@ -117,14 +115,9 @@ LAYERS = {
 
 QUANTUM = 2**-10
 
-
-def rounding(x: torch.Tensor) -> AdditiveCoupling:
-    return AdditiveCoupling(network(x[1], dropout=0.3), quantum=QUANTUM)
-
-
 # With a quantum: exact on the grid, and for float32 and float64 only.
 EXACT_LAYERS = {
-    "AdditiveCoupling": Case(rounding, pairs),
+    "AdditiveCoupling": Case(lambda x: coupling(x, QUANTUM), pairs),
     "HaarWavelet": Case(lambda _: HaarWavelet(quantum=QUANTUM), tensors),
     "HaarWavelet of offsets": Case(
         lambda _: HaarWavelet(order="offset-major", quantum=QUANTUM), tensors

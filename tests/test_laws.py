@@ -1,17 +1,14 @@
 """Every law of the contract, for every layer and for compositions drawn at random."""
 
-from inspect import isabstract
-
 import pytest
 import torch
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
-from registry import EXACT_LAYERS, LAYERS, network
+from registry import EXACT_LAYERS, EXPORTED, LAYERS
+from toys import bottleneck
 
-import invertible
 from invertible import (
     AdditiveCoupling,
-    InvertibleModule,
     InvertibleSequential,
     Merge,
     Parallel,
@@ -21,31 +18,26 @@ from invertible import (
     Split,
     Swap,
 )
-from invertible.testing import LAWS, inversecheck
+from invertible.testing import inversecheck
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
 
 def test_every_layer_is_registered():
     tested = {name.split()[0] for name in LAYERS | EXACT_LAYERS}
-    layers = {
-        name
-        for name, thing in vars(invertible).items()
-        if isinstance(thing, type) and issubclass(thing, InvertibleModule) and not isabstract(thing)
-    }
-    assert layers <= tested
+    assert tested >= EXPORTED
 
 
-@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", LAYERS)
 @given(data=st.data(), training=st.booleans())
-def test_a_layer_keeps_the_law(name, law, data, training):
+def test_a_layer_keeps_the_laws(name, data, training):
     make, states = LAYERS[name]
     x = data.draw(states())
-    layer = make(x).double().train(training)
-    inversecheck(layer, x, laws=[law])
+    inversecheck(make(x).double().train(training), x)
 
 
+# Only rounding differs from float64.
 @pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=10)
 @given(data=st.data(), training=st.booleans())
 def test_a_layer_keeps_the_laws_in_float32(name, data, training):
     make, states = LAYERS[name]
@@ -55,6 +47,7 @@ def test_a_layer_keeps_the_laws_in_float32(name, data, training):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_layer_keeps_bfloat16(name, data):
     make, states = LAYERS[name]
@@ -92,7 +85,7 @@ def _pair_layers(x):
     return [
         Merge,
         Swap,
-        lambda: AdditiveCoupling(network(x[1])),
+        lambda: AdditiveCoupling(bottleneck(x[1].shape[1])),
         lambda: Parallel(Permute.random(x[0].shape[1], seed=2), PixelUnshuffle(1)),
     ]
 

@@ -10,13 +10,14 @@ from typing import ClassVar
 
 import pytest
 import torch
-from bodies import assert_same_step, body, bottleneck, images, step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils import checkpoint as torch_checkpoint
+from toys import assert_same_step, body, bottleneck, step
+from toys import body_images as images
 
 from invertible import (
     AdditiveCoupling,

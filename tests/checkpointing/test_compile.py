@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from bodies import assert_same_step, body, images, step
+from toys import assert_same_step, body, step
+from toys import body_images as images
 
 # Dynamo warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings(

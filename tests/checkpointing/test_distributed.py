@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bodies import body, images
 from torch import distributed, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from toys import body
+from toys import body_images as images
 
 from invertible import AdditiveCoupling
 

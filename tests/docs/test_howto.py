@@ -2,32 +2,34 @@
 
 import copy
 import importlib.util
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import free_port, run_two
 from torch import distributed, nn
 
 SCRIPTS = Path(__file__).parents[2] / "docs" / "howto" / "scripts"
 PEERS = {"memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib", "freia": "FrEIA"}
 
 
+# Both in the same processes, which take seconds to import torch.
+ONE_BY_ONE = """
+import os, runpy, sys
+for script, os.environ["MASTER_PORT"] in zip(sys.argv[1::2], sys.argv[2::2]):
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available() or sys.platform == "win32", reason="needs gloo")
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_a_script_trains_on_two_processes(name):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    result = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", SCRIPTS / f"{name}.py"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("step") == 3
+def test_the_scripts_train_on_two_processes():
+    scripts = [(str(SCRIPTS / f"{name}.py"), free_port()) for name in ("ddp", "fsdp")]
+    ran = run_two("-c", ONE_BY_ONE, *scripts[0], *scripts[1])
+    assert [status for status, *_ in ran] == [0, 0], ran
+    assert [output.count("step") for _, output, _ in ran] == [2 * 3, 0]
 
 
 # Dynamo warns of what it does itself.

@@ -22,3 +22,16 @@ def rows(numbers):
     return [
         {"bytes": in_png(noise(6, 5, seed=number)), "path": f"{number}.png"} for number in numbers
     ]
+
+
+def write_folders(root, train=6, val=3):
+    """So many images of a dark and of a bright class, in the folders that ``--data`` takes."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", train), ("val", val)):
+        for brightness, name in enumerate(["day", "night"]):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(128 * brightness, 128 * (brightness + 1), (20, 24, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return root

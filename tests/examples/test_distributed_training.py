@@ -4,19 +4,15 @@ import math
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import write_folders
+from processes import free_port, run_two
 from torch import distributed
 
-import train_imagenet
 from experiment.folder import RunError, load_checkpoint, read_log
 from experiment.settings import parse
 from images.batches import Share, load_data
@@ -29,61 +25,35 @@ pytestmark = pytest.mark.skipif(
 )
 
 # Three steps an epoch.
-FLAGS = ["--blocks", "1", "1", "1", "--epochs", "2", "--batch-size", "478", "--milestones", "1"]
-FLAGS += ["--threads", "1"]
-IMAGES = ["--data", "images", "--preset", "cifar10", "--image-size", "16", "--workers", "0"]
-IMAGES += ["--blocks", "1", "1", "1", "--batch-size", "4", "--augmentation", "resized-crop"]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def start(rank, *arguments):
-    """Runs this file as one of two processes, as torchrun would."""
-    environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(train_imagenet.__file__).parent)
-    return subprocess.Popen(
-        [sys.executable, __file__, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+FLAGS = ["--data", "images", "--preset", "digits", "--blocks", "1", "1", "1", "--epochs", "2"]
+FLAGS += ["--batch-size", "16", "--milestones", "1", "--threads", "1", "--workers", "0"]
+FLAGS += ["--image-size", "32"]  # 16 would leave batch statistics a pixel of each image
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The folder of the runs, the two processes, and what each printed."""
+    """The folder of the runs, and for each of the two processes its status and what it printed."""
     folder = tmp_path_factory.mktemp("runs")
-    random = np.random.default_rng(0)
-    for part in ("train", "val"):
-        (folder / "images" / part / "class").mkdir(parents=True)
-        for index in range(4):
-            pixels = random.integers(256, size=(20, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "images" / part / "class" / f"{index}.png")
-    (folder / "images/train/class/2.png").write_bytes(b"no image")
+    write_folders(folder / "images", train=24)
+    broken = write_folders(folder / "broken")
+    (broken / "train/day/2.png").write_bytes(b"no image")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ports = [free_port() for _ in work()]
-        processes = [start(rank, *ports) for rank in range(2)]
-        printed = [process.communicate(timeout=300) for process in processes]
+        two = run_two(__file__, *(free_port() for _ in work()))
         assert main([*FLAGS, "--out", "one", "--accumulate", "2"]) == 0
-    return SimpleNamespace(folder=folder, processes=processes, printed=printed)
+    return SimpleNamespace(folder=folder, two=two)
 
 
 def work():
     """What the processes do: flags, the step at which the second gets SIGTERM, and the status."""
     sharded = [*FLAGS, "--parallel", "fsdp", "--out", "sharded"]
+    unreadable = [*FLAGS, "--data", "broken", "--batch-size", "4", "--augmentation", "resized-crop"]
     return [
         ([*FLAGS, "--out", "copied"], None, 0),
         (sharded, 4, 143),
         ([*sharded, "--resume"], None, 0),
         # One of them cannot read its images: this ends both processes, and is the last.
-        ([*IMAGES, "--out", "unreadable"], None, 1),
+        ([*unreadable, "--out", "unreadable"], None, 1),
     ]
 
 
@@ -142,7 +112,8 @@ def test_sharded_processes_stop_together_and_go_on(ran):
     assert (ran.folder / "sharded/reconstructions.png").exists()
 
 
-def test_all_processes_test_the_network_of_the_first(ran):
+def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
+    monkeypatch.chdir(ran.folder)
     config = parse([*FLAGS, "--out", str(ran.folder / "copied")])
     cpu = torch.device("cpu")
     alone = training.Training(config, load_data(config, cpu), Team(cpu))
@@ -153,22 +124,22 @@ def test_all_processes_test_the_network_of_the_first(ran):
 
 
 def test_one_process_speaks_for_all(ran):
-    first, second = (output for output, _ in ran.printed)
+    first, second = (output for _, output, _ in ran.two)
     assert second == ""
     assert first.count("epoch 2/2 ") == 2
     assert "sharded/checkpoint.pt holds the state behind step 4: go on" in first
 
 
 def test_the_failure_of_a_process_ends_all_with_its_message(ran):
-    assert [process.returncode for process in ran.processes] == [1, 1]
-    errors = "".join(error for _, error in ran.printed)
+    assert [status for status, *_ in ran.two] == [1, 1], ran.two
+    errors = "".join(error for *_, error in ran.two)
     assert re.search(r"^error: cannot read the image .*2\.png: .*\(process [01]\)$", errors, re.M)
     assert errors.count("error: ") == 1
     assert "Traceback" not in errors
 
 
 def test_the_last_test_images_may_be_fewer_than_the_processes():
-    config = parse([*FLAGS, "--batch-size", "358"])  # of 360
+    config = parse(["--batch-size", "358", "--blocks", "1", "1", "1"])  # of 360
     cpu = torch.device("cpu")
     first = training.Training(config, load_data(config, cpu, Share(0, 179)), Team(cpu))
     batches = []

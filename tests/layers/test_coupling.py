@@ -1,14 +1,13 @@
 """AdditiveCoupling adds what any module returns, and takes it away again."""
 
 import copy
-import pickle
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from toys import AddsContext, batch_norm_net, images, pair
+from toys import AddsContext, Function, batch_norm_net, copied_in_both_ways, images, pair
 
 from invertible import AdditiveCoupling
 from invertible.testing.strategies import pairs
@@ -150,15 +149,11 @@ def test_a_context_is_passed_to_f_and_gets_gradients():
 
 
 def test_a_context_may_be_anything():
-    class Scale(nn.Module):
-        def forward(self, x, context):
-            return x * context["scale"]
-
-    layer = AdditiveCoupling(Scale(), conditional=True)
+    layer = AdditiveCoupling(Function(lambda x, context: x * context["scale"]), conditional=True)
     assert torch.equal(layer(pair(), {"scale": 2})[0], pair()[0] + 2 * pair()[1])
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@copied_in_both_ways
 def test_copies_and_state_dicts_carry_f(again):
     layer = AdditiveCoupling(batch_norm_net()).double()
     assert {key.split(".")[0] for key in layer.state_dict()} == {"f"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import AddsContext, Double
+from toys import AddsContext, Double, Function
 
 from invertible import (
     AdditiveCoupling,
@@ -37,14 +37,6 @@ class Streams(NamedTuple):
 
     first: torch.Tensor
     second: torch.Tensor
-
-
-class Function(nn.Module):
-    """A module of a function, to return what no layer should."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.forward = function
 
 
 def couple(f, x=(X, X)):

@@ -1,12 +1,12 @@
-"""Split and Merge agree with ``torch.split`` and ``torch.cat``."""
+"""Split and Merge agree with ``torch.split`` and ``torch.cat``; Swap exchanges."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import images
+from toys import images, pair
 
-from invertible import Merge, Split
+from invertible import Merge, Split, Swap
 
 SIZES = st.lists(st.integers(1, 3), min_size=2, max_size=4).map(tuple)
 
@@ -48,3 +48,16 @@ def test_matrices_and_a_list_of_sizes_are_taken():
 @pytest.mark.parametrize("layer", [Split, Merge])
 def test_the_options_are_shown(layer):
     assert repr(layer((1, 2), dim=2)) == f"{layer.__name__}(sizes=(1, 2), dim=2)"
+
+
+def test_swap_exchanges_the_very_tensors():
+    x1, x2 = pair()
+    for direction in (Swap(), Swap().inverse):
+        y1, y2 = direction((x1, x2))
+        assert y1 is x2
+        assert y2 is x1
+
+
+def test_swap_takes_streams_of_two_shapes():
+    x1, x2 = images(2, 1), images(2, 3)
+    assert Swap()((x1, x2))[0].shape == (2, 3)
