@@ -18,6 +18,7 @@ from invertible import (
     Inverse,
     InvertibleModule,
     Merge,
+    OnStreams,
     PairRotation,
     PairScaling,
     Parallel,
@@ -26,6 +27,7 @@ from invertible import (
     PixelUnshuffle,
     Quantize,
     Reshape,
+    ReversibleBlock,
     Split,
     State,
     Swap,
@@ -70,6 +72,11 @@ def coupling(x: State, quantum: float | None = None) -> AdditiveCoupling:
     return AdditiveCoupling(bottleneck(x[1].shape[1], dropout=0.3), quantum=quantum)
 
 
+def reversible_block(x: State, quantum: float | None = None) -> ReversibleBlock:
+    f, g = (bottleneck(stream.shape[1]) for stream in (x[1], x[0]))
+    return ReversibleBlock(f, g, quantum=quantum)
+
+
 def sequence(x: State) -> InvertibleModule:
     return block(lambda: bottleneck(x[1].shape[1]))
 
@@ -96,6 +103,8 @@ LAYERS = {
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),
     "PairScaling": Case(lambda x: randomized(PairScaling(x.shape[1])), tensors),
+    "OnStreams": Case(lambda _: OnStreams(-1, PixelUnshuffle(2)), pairs),
+    "OnStreams of both": Case(lambda x: OnStreams((1, 0), sequence(x[::-1])), pairs),
     "Parallel": Case(lambda _: Parallel(PixelUnshuffle(2), PixelUnshuffle(1)), pairs),
     "Permute": Case(lambda x: Permute.random(x.shape[1], seed=0), tensors),
     "PixelShuffle": Case(lambda _: PixelShuffle(2), fours),
@@ -107,6 +116,7 @@ LAYERS = {
     "PixelUnshuffle of signals": Case(lambda _: PixelUnshuffle(2), signals),
     "PixelUnshuffle of volumes": Case(lambda _: PixelUnshuffle(2), volumes),
     "Reshape": Case(lambda x: Reshape(x.shape[1:], x.shape[:0:-1]), tensors),
+    "ReversibleBlock": Case(reversible_block, pairs),
     "Split": Case(lambda _: Split(), tensors),
     "Split in sizes": Case(lambda x: Split((1, x.shape[1] - 1)), tensors),
     "Swap": Case(lambda _: Swap(), pairs),
@@ -118,6 +128,7 @@ QUANTUM = 2**-10
 # With a quantum: exact on the grid, and for float32 and float64 only.
 EXACT_LAYERS = {
     "AdditiveCoupling": Case(lambda x: coupling(x, QUANTUM), pairs),
+    "ReversibleBlock": Case(lambda x: reversible_block(x, QUANTUM), pairs),
     "HaarWavelet": Case(lambda _: HaarWavelet(quantum=QUANTUM), tensors),
     "HaarWavelet of offsets": Case(
         lambda _: HaarWavelet(order="offset-major", quantum=QUANTUM), tensors

@@ -33,9 +33,30 @@ def name_of(layer: object, inverse: bool = False) -> str:
     return type(layer).__name__ + ("'s inverse" if inverse else "")
 
 
+def is_state(x: Any) -> bool:
+    """Whether something is a tensor or a plain tuple of tensors."""
+    if isinstance(x, Tensor):
+        return True
+    if type(x) is not tuple:
+        return False
+    for stream in x:
+        if not isinstance(stream, Tensor):
+            return False
+    return len(x) > 0
+
+
+def expect_returned(layer: object, y: Any) -> None:
+    """Raises if what a layer returned is no state."""
+    if not is_state(y):
+        raise TypeError(
+            f"{type(layer).__name__} must return a tensor or a plain tuple of tensors, got "
+            f"{describe(y)}. {_as_state(y)}".rstrip()
+        )
+
+
 def expect_state(layer: object, x: Any, *, inverse: bool = False) -> Any:
-    """Returns ``x`` if it is a state, tuples in tuples included, and raises otherwise."""
-    if not _is_state(x):
+    """Returns ``x`` if it is a state, and raises otherwise."""
+    if not is_state(x):
         hint = _as_state(x) or (FROM_FORWARD if inverse else AS_TENSOR)
         raise TypeError(
             f"{name_of(layer, inverse)} takes a tensor or a plain tuple of tensors, got "
@@ -50,7 +71,7 @@ def expect_tensor(layer: object, x: Any, *, min_dim: int = 2, inverse: bool = Fa
     if not isinstance(x, Tensor):
         if inverse:
             hint = FROM_FORWARD
-        elif _is_state(x):
+        elif is_state(x):
             hint = "Put Merge() before it to join the streams, or Parallel(...) to treat each."
         elif _as_state(x):
             hint = f"A state is a tensor or a plain tuple of tensors. {_as_state(x)}"
@@ -129,15 +150,11 @@ def expect_numbers(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor
     return x
 
 
-def _is_state(x: Any) -> bool:
-    return isinstance(x, Tensor) or (type(x) is tuple and len(x) > 0 and all(map(_is_state, x)))
-
-
 def _as_state(x: Any) -> str:
     """How to make a plain tuple of tensors of something like one; nothing for other things."""
-    if isinstance(x, dict) and x and _is_state(tuple(x.values())):
+    if isinstance(x, dict) and x and is_state(tuple(x.values())):
         return "Hand the streams over as a plain tuple: tuple(x.values())."
-    if isinstance(x, tuple | list) and _is_state(tuple(x)):
+    if isinstance(x, tuple | list) and is_state(tuple(x)):
         return "Hand the streams over as a plain tuple: tuple(x)."
     return ""
 
@@ -169,19 +186,3 @@ def check_contexts(
             "use. Leave the context out, or make a coupling take it: AdditiveCoupling(f, "
             "conditional=True) calls f(x2, context)."
         )
-
-
-def check_state(layer: object, state: Any, what: str) -> None:
-    """Raises unless a state is a tensor or a plain tuple of tensors."""
-    if isinstance(state, Tensor):
-        return
-    if type(state) is tuple and state:
-        for stream in state:
-            if not isinstance(stream, Tensor):
-                break
-        else:
-            return
-    raise TypeError(
-        f"{what} {type(layer).__name__} must be a tensor or a tuple of tensors, got "
-        f"{describe(state)}. {_as_state(state)}".rstrip()
-    )

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._support.checks import check_contexts, check_state, describe, expect_streams
+from .._support.checks import (
+    check_contexts,
+    describe,
+    expect_returned,
+    expect_state,
+    expect_streams,
+)
 from .._support.no_trace import no_trace
 from ..direction import Direction
 from ..exact.grid import finest_grid
@@ -57,7 +63,7 @@ def _run(
     plan = Plan(module, direction, rebuilds, asked)
     check_contexts(module, plan.layers, context)
     if isinstance(plan.steps[0], Step):  # branches look for themselves
-        check_state(module, x, "the output of" if direction.inverted else "the input of")
+        expect_state(module, x, inverse=direction.inverted)
     grid = finest_grid(plan.layers)
     if grid is not None:
         check_entrance(module, direction, x, grid)
@@ -125,7 +131,7 @@ class _Follower:
                 state, log_det = self._store(step, state)
             else:
                 state, log_det = self._record(step, state)
-            check_state(step.layer, state, "what is returned by")
+            expect_returned(step.layer, state)
             if step.grid is not None:
                 check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
         except Exception as error:

@@ -49,8 +49,12 @@ class Grid:
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(
                 f"{type(layer).__name__} with a quantum takes a float32 or float64 state, got "
-                f"{x.dtype}. Let only the sub-networks run in lower precision, under "
-                "torch.autocast."
+                f"{x.dtype}. "
+                + (
+                    "Let only the sub-networks run in lower precision, under torch.autocast."
+                    if x.is_floating_point()
+                    else "Convert it: x.float(), or x.float() / 256 for 8-bit images."
+                )
             )
 
     def __str__(self) -> str:

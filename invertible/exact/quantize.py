@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._support.checks import expect_state
 from ..module import InvertibleModule
 from ..state import map_streams, streams_of
 from .grid import Grid
@@ -55,10 +56,10 @@ class Quantize(InvertibleModule):
         return f"quantum={self.quantum}"
 
     def forward(self, x: Any) -> Any:
-        for stream in streams_of(x):
+        for stream in streams_of(expect_state(self, x)):
             self._grid.require_dtype(self, stream)
         x = stay_in_range("the input of Quantize", x, self._grid)
         return map_streams(self._grid.round, x)
 
     def inverse(self, y: Any) -> Any:
-        return y
+        return expect_state(self, y, inverse=True)

@@ -54,7 +54,8 @@ def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
 
     Waits for the device once.
     """
-    streams = [x.detach() for x in streams_of(state) if x.numel()]
+    # Another dtype is refused by the layers, with advice.
+    streams = [x.detach() for x in streams_of(state) if x.numel() and x.is_floating_point()]
     if not streams or torch._C._are_functorch_transforms_active() or _is_exporting():
         return
     limit = grid.limit(streams[0].dtype)

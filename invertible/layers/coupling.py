@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._support.checks import check_context, describe, expect_streams
+from .._support.checks import check_context, describe, expect_numbers, expect_streams
 from .._support.memory_format import canonical
 from .._support.no_trace import inverting
 from ..checkpointing.replay import Replay
@@ -106,6 +106,8 @@ class AdditiveCoupling(InvertibleModule):
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
         check_context(self, context)
+        if x1.dtype is torch.bool:
+            expect_numbers(self, x1)
         if self._grid is not None:
             self._grid.require_dtype(self, x1)
             x2 = canonical(x2, self.f)  # backward as forward, whatever made the stream
