@@ -97,6 +97,7 @@ def assert_same_state(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_on_digits_and_shows_them_twice(capsys):
     assert train_imagenet.main(TINY) == 0
     output = capsys.readouterr().out
