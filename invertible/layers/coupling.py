@@ -137,7 +137,7 @@ class AdditiveCoupling(InvertibleModule):
                 f"stream's shape {tuple(x1.shape)}, got {describe(shift)} from a second stream of "
                 f"shape {tuple(x2.shape)}. {hint}"
             )
-        if torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
+        if shift.dtype != x1.dtype and torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
             raise ValueError(
                 f"AdditiveCoupling's f ({type(self.f).__name__}) returned {shift.dtype}, which "
                 f"would change the dtype of the stream, {x1.dtype}. Cast f or the state."
