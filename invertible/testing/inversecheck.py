@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
 from typing import Any
 
-from .._support.checks import describe
+import numpy as np
+import torch
+
+from .._support.checks import check_context, describe
 from ..module import InvertibleModule
 from ..state import State
 from .laws import LAWS
@@ -90,12 +94,32 @@ def inversecheck(
             raise TypeError(
                 f"inversecheck takes a tensor or a tuple of tensors, got {describe(state)}."
             )
-    subject = Subject(layer, x, context, y, tolerance)
+    check_context(layer, layer.conditional, context)
+    generators = random.getstate(), np.random.get_state()  # noqa: NPY002 - a layer may use it
     try:
+        subject = Subject(layer, x, context, y, tolerance)
         for name in names:
-            LAWS[name](subject)
+            _check(subject, name)
     except InversecheckError:
         if raise_exception:
             raise
         return False
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])  # noqa: NPY002
     return True
+
+
+def _check(subject: Subject, name: str) -> None:
+    subject.law = name
+    try:
+        LAWS[name](subject)
+    except (InversecheckError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        hint = (
+            " An inverse can't rely on what forward leaves in attributes: they are put back."
+            if isinstance(error, AttributeError)
+            else ""
+        )
+        subject.fail(f"it raised {type(error).__name__}: {error}{hint}", cause=error)

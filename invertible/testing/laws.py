@@ -2,226 +2,225 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._support.generators import accelerators, get_rng_states, same_rng_states
-from ..checkpointing.checkpoint import reversible_checkpoint
-from ..composition.inverse import Inverse
-from ..module import InvertibleModule, call, call_inverse
-from ..state import State, tensors
-from .log_determinant import log_determinant
-from .states import detached, formats, kinds, listed, named_tensors, same, shuffled, values
-from .subject import Subject
+from ..module import InvertibleModule
+from ..state import State, tensors, version
+from .gradients import derivative, differentiable, rebuilding
+from .log_determinant import log_determinant, require_same_log_det
+from .states import (
+    copied,
+    examples,
+    formats,
+    in_other_format,
+    kinds,
+    listed,
+    magnitude,
+    mapped,
+    rounded,
+    same,
+    shuffled,
+    sliced,
+)
+from .subject import InversecheckError, Subject
+from .traces import no_trace
+
+# Layers that only move numbers keep every grid: this one is tried.
+ANY_QUANTUM = 2.0**-10
 
 
-def _state(subject: Subject) -> None:
-    subject.inverse(subject.forward())
+def state(subject: Subject) -> None:
+    """Both directions return states, which ``subject.y`` and ``inverse`` look at."""
+    subject.inverse(subject.y)
 
 
-def _inverse_undoes_forward(subject: Subject) -> None:
-    y = subject.forward()
-    found = subject.inverse(y)
-    subject.require_close("inverse undoes forward", found, subject.x, "inverse(forward(x))", y)
-
-
-def _forward_undoes_inverse(subject: Subject) -> None:
-    if not subject.layer.bijective:
-        return
-    y = subject.given_y if subject.given_y is not None else shuffled(subject.forward())
-    x = subject.inverse(y)
-    subject.require_close(
-        "forward undoes inverse",
-        subject.forward(x),
-        y,
-        "the layer calls itself bijective, and forward(inverse(y))",
-        x,
-    )
-
-
-def _dtype_and_device(subject: Subject) -> None:
-    y = subject.forward()
+def dtype_and_device(subject: Subject) -> None:
+    """Compares what comes out with what went in."""
     expected = kinds(subject.x)
-    for direction, state in (("forward", y), ("inverse", subject.inverse(y))):
-        if not kinds(state) <= expected:
+    for direction, result in (("forward", subject.y), ("inverse", subject.inverse(subject.y))):
+        if not kinds(result) <= expected:
             subject.fail(
-                "dtype and device",
-                f"{direction} returned {listed(kinds(state))}, expected {listed(expected)}.",
+                f"{direction} returned {listed(kinds(result))}, expected {listed(expected)}."
             )
 
 
-def _memory_format(subject: Subject) -> None:
-    y = subject.forward()
-    for direction, given, state in (
-        ("forward", subject.x, y),
-        ("inverse", y, subject.inverse(y)),
-    ):
-        for rank in (4, 5):
-            expected, found = formats(given, rank), formats(state, rank)
-            if len(expected) == 1 and None not in expected and not found <= {*expected, None}:
-                subject.fail(
-                    "memory format",
-                    f"{direction} returned {listed(found)}, expected {listed(expected)}.",
-                )
-
-
-def _input_untouched(subject: Subject) -> None:
-    y = subject.forward()
-    for name, direction, state in (("forward", call, subject.x), ("inverse", call_inverse, y)):
-        changed: list[str] = []
-
-        def look(
-            layer: InvertibleModule,
-            state: State,
-            context: Any,
-            direction: Callable[..., Any] = direction,
-            changed: list[str] = changed,
-        ) -> None:
-            given = {"its argument": state, "the context": context}
-            before = {what: values(part) for what, part in given.items()}
-            direction(layer, state, context)
-            changed += [
-                what for what, part in given.items() if not same(values(part), before[what])
-            ]
-
-        with torch.no_grad():
-            subject.evaluate(look, state)
-        if changed:
-            subject.fail("input untouched", f"{name} changed {' and '.join(changed)} in place.")
-
-
-def _no_trace(subject: Subject) -> None:
+def input_untouched(subject: Subject) -> None:
+    """Looks for writes into what the methods are given, even of the same numbers."""
     changed: list[str] = []
 
-    def look(layer: InvertibleModule, y: State, context: Any) -> None:
-        devices = accelerators((y, context))
-        rng = get_rng_states(devices)
-        values = {name: value.clone() for name, value in named_tensors(layer)}
-        modes = {name: part.training for name, part in layer.named_modules()}
-        call_inverse(layer, y, context)
+    def look(layer: InvertibleModule, given: State, context: Any) -> None:
+        parts = {"its argument": given, "the context": context}
+        before = {what: (copied(part), _versions(part)) for what, part in parts.items()}
+        run.direction.run(layer, given, context)
         changed.extend(
-            name
-            for name, value in named_tensors(layer)
-            if name not in values or not same(value, values[name])
-        )
-        changed.extend(
-            f"the mode of {name or 'the layer'}"
-            for name, part in layer.named_modules()
-            if part.training != modes.get(name)
-        )
-        if not same_rng_states(get_rng_states(devices), rng):
-            changed.append("the random generator")
-
-    y = subject.forward()
-    with torch.no_grad():
-        subject.evaluate(look, y)
-    if changed:
-        subject.fail(
-            "no trace",
-            f"inverse changed {', '.join(changed)}. Evaluate sub-networks in inverse with "
-            "invertible.no_trace, in the mode that they are in.",
+            what
+            for what, part in parts.items()
+            if _versions(part) != before[what][1] or not same(part, before[what][0])
         )
 
+    for run in subject.runs:
+        for with_grad in subject.grad_modes:  # a layer can write with grad only
+            given, context = subject.sources(run.given)[:2] if with_grad else (run.given, None)
+            with torch.set_grad_enabled(with_grad):
+                subject.evaluate(look, given, context)
+            if changed:
+                subject.fail(f"{run.name} changed {' and '.join(changed)} in place.")
 
-def _differentiable(subject: Subject) -> None:
-    if not subject.dtype.is_floating_point:
+
+def _versions(state: Any) -> list[int]:
+    return [version(part) for part in tensors(state)]
+
+
+def inverse_undoes_forward(subject: Subject) -> None:
+    """Inverts with the layer, and with a copy of it that never ran forward."""
+    what = "inverse(forward(x))"
+    subject.require_close(subject.inverse(subject.y), subject.x, what, subject.y)
+    if subject.fresh is None:
         return
-    law = "differentiable"
-    x = detached(subject.x, requires_grad=True)
-    leaves = list(tensors(x))
-    weights = _weights(leaves)
-    with torch.enable_grad():
-        back = list(tensors(subject.evaluate(call_inverse, subject.evaluate(call, x))))
-        if not all(part.requires_grad for part in back):
-            subject.fail(law, "no gradient flows through inverse(forward(x)).")
-        gradients = torch.autograd.grad(back, leaves, weights, allow_unused=True)
-    allowed = _gradient_tolerance(subject)
-    for stream, (gradient, weight) in enumerate(zip(gradients, weights, strict=True)):
-        of = f" stream {stream} of" if isinstance(x, tuple) else ""
-        if gradient is None:
-            subject.fail(law, f"no gradient reaches{of} the input through inverse(forward(x)).")
-            continue
-        error = ((gradient - weight).norm() / weight.norm().clamp_min(1e-30)).item()
-        if not error <= allowed:
+    what += ", inverted by a copy of the layer that has not run forward,"
+    try:
+        found = subject.inverse(subject.y, layer=subject.fresh)
+    except Exception as error:
+        subject.fail(f"{what} raised {_said(error)}", cause=error)
+    subject.require_close(found, subject.x, what, subject.y)
+
+
+def forward_undoes_inverse(subject: Subject) -> None:
+    """Starts from an output that the layer did not make, if it is bijective."""
+    if not subject.layer.bijective:
+        return
+    y = subject.other_y
+    x = subject.inverse(y)
+    what = "the layer calls itself bijective, and forward(inverse(y))"
+    subject.require_close(subject.forward(x), y, what, x)
+
+
+def exact_on_the_grid(subject: Subject) -> None:
+    """Compares bits, in both directions, for a layer that promises them."""
+    if not (subject.layer.exact and subject.differentiable):
+        return
+    quantum = subject.quantum or ANY_QUANTUM
+    limit = quantum / torch.finfo(subject.dtype).eps
+    starts: list[tuple[str, str, State]] = [("forward", "inverse", rounded(subject.x, quantum))]
+    if subject.layer.bijective:
+        other = rounded(
+            shuffled(subject.y) if subject.given_y is None else subject.given_y, quantum
+        )
+        starts.append(("inverse", "forward", other))
+    for there, back, start in starts:
+        middle: State = getattr(subject, there)(start)
+        if max(map(magnitude, tensors((start, middle)))) >= limit:
+            continue  # sums are not exact there
+        if not same(middle, rounded(middle, quantum)):
+            subject.fail(f"{there} takes multiples of {quantum!r} off the grid.")
+        found = getattr(subject, back)(middle)
+        if not same(found, start):
+            error = max(
+                magnitude(a - b) for a, b in zip(tensors(found), tensors(start), strict=True)
+            )
             subject.fail(
-                law,
-                f"the gradient of inverse(forward(x)) with respect to{of} the input is wrong by "
-                f"{error:.3g} of its norm; allowed is {allowed:g}.",
+                f"{back} does not undo {there} bit for bit on the grid of multiples of "
+                f"{quantum!r}: it is wrong by up to {error:.3g}."
             )
 
 
-def _weights(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Random numbers in the shapes of some tensors, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
-
-
-def _gradient_tolerance(subject: Subject) -> float:
-    """Largest error of a gradient, relative to its norm."""
-    return 1e-6 if subject.dtype == torch.float64 else 0.1
-
-
-def _rebuilding(subject: Subject) -> None:
-    if not subject.dtype.is_floating_point:
-        return
-    layer = subject.layer
-    directions: list[tuple[str, InvertibleModule, State]] = [("forward", layer, subject.x)]
-    if layer.bijective:
-        directions.append(("inverse", Inverse(layer), subject.forward()))
-    for name, module, state in directions:
-        x = detached(state, requires_grad=True)
+def memory_format(subject: Subject) -> None:
+    """Looks at strides, and tries the state in other layouts."""
+    _require_format(subject, subject.x, subject.y)
+    layouts: dict[str, Callable[[Tensor], Tensor]] = {
+        "a state in the other memory format": in_other_format,
+        "a state sliced from one with more channels": sliced,
+    }
+    for what, layout in layouts.items():
+        x = mapped(layout, subject.x)
+        if all(
+            a.stride() == b.stride() for a, b in zip(tensors(x), tensors(subject.x), strict=True)
+        ):
+            continue
         try:
-            with torch.enable_grad():
-                found, expected = (
-                    subject.evaluate(partial(_gradients, run, module, list(tensors(x))), x)
-                    for run in (reversible_checkpoint, call)
-                )
-        except RuntimeError as error:
-            subject.fail("rebuilding", f"{name} cannot be rebuilt: {error}")
-        norm = max((gradient.norm().item() for gradient in expected.values()), default=0.0)
-        allowed = _gradient_tolerance(subject) * norm
-        for what, gradient in expected.items():
-            difference = (found[what] - gradient).norm().item()
-            if not difference <= allowed:
-                subject.fail(
-                    "rebuilding",
-                    f"reversible checkpointing of {name} makes the gradient of {what} wrong by "
-                    f"{difference:.3g}; allowed is {allowed:.3g}. Check rebuild_{name}.",
-                )
+            y = _undone(subject, x, subject.y, f"given {what}")
+        except InversecheckError:
+            raise
+        except Exception as error:
+            subject.fail(f"given {what}, it raised {_said(error)}", cause=error)
+        if layout is in_other_format:
+            _require_format(subject, x, y)
 
 
-def _gradients(
-    run: Callable[..., Any],
-    module: InvertibleModule,
-    inputs: Sequence[Tensor],
-    layer: InvertibleModule,
-    state: State,
-    context: Any,
-) -> dict[str, Tensor]:
-    """Gradients of a weighted sum of a module's output, by what they are of."""
-    sources = {f"stream {number} of the input": part for number, part in enumerate(inputs)}
-    sources |= {name: p for name, p in layer.named_parameters() if p.requires_grad}
-    outputs = [part for part in tensors(run(module, state, context)) if part.requires_grad]
-    gradients = torch.autograd.grad(
-        outputs, list(sources.values()), _weights(outputs), materialize_grads=True
+def _require_format(subject: Subject, x: State, y: State) -> None:
+    for direction, given, result in (("forward", x, y), ("inverse", y, subject.inverse(y))):
+        for rank in (4, 5):
+            expected, found = formats(given, rank), formats(result, rank)
+            if len(expected) == 1 and None not in expected and not found <= {*expected, None}:
+                subject.fail(f"{direction} returned {listed(found)}, expected {listed(expected)}.")
+
+
+def batch_size(subject: Subject) -> None:
+    """Tries one example, half of them and one more, unless they depend on each other."""
+    batch = subject.batch
+    try:
+        if batch == 0 or subject.couples_examples:
+            return
+        for index in ([0], [*range(batch // 2)], [*range(batch), 0]):
+            if len(index) not in (0, batch):
+                _try_examples(subject, index)
+    except InversecheckError:
+        raise
+    except Exception as error:
+        # Whether a context belongs to the examples, and can be cut, only the layer knows.
+        if not subject.layer.conditional:
+            subject.fail(
+                f"with another batch size than {batch}, it raised {_said(error)}", cause=error
+            )
+
+
+def _try_examples(subject: Subject, index: list[int]) -> None:
+    given = f"with a batch of {len(index)} in place of {subject.batch}"
+    x, y, context = (
+        examples(part, index, subject.batch) for part in (subject.x, subject.y, subject.context)
     )
-    return dict(zip(sources, gradients, strict=True))
+    y = _undone(subject, x, y, given, context)
+    for run in subject.runs:
+        if run.log_det is not None:
+            with torch.no_grad():
+                start = y if run.direction.inverted else x
+                _, found = subject.evaluate(run.direction.run, start, context)
+            expected = examples(run.log_det, index, subject.batch)
+            require_same_log_det(subject, found, expected, start, f"{given}, that of {run.name}")
+
+
+def _undone(subject: Subject, x: State, y: State, given: str, context: Any = None) -> State:
+    """Runs a variant of the state forward, which must lead to y, and back."""
+    found = subject.forward(x, context)
+    # Random numbers fall elsewhere in another layout, and the last bit can round otherwise.
+    if not (subject.draws or subject.rounds):
+        subject.require_close(found, y, f"{given}, forward(x)", x)
+    back = subject.inverse(found, context)
+    subject.require_close(back, x, f"{given}, inverse(forward(x))", found)
+    return found
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 # In this order, the law that explains a violation best speaks first.
 LAWS: dict[str, Callable[[Subject], None]] = {
-    "state": _state,
-    "dtype and device": _dtype_and_device,
-    "input untouched": _input_untouched,
-    "inverse undoes forward": _inverse_undoes_forward,
-    "forward undoes inverse": _forward_undoes_inverse,
-    "memory format": _memory_format,
-    "no trace": _no_trace,
-    "differentiable": _differentiable,
-    "rebuilding": _rebuilding,
+    "state": state,
+    "dtype and device": dtype_and_device,
+    "input untouched": input_untouched,
+    "inverse undoes forward": inverse_undoes_forward,
+    "forward undoes inverse": forward_undoes_inverse,
+    "exact on the grid": exact_on_the_grid,
+    "memory format": memory_format,
+    "batch size": batch_size,
+    "no trace": no_trace,
+    "differentiable": differentiable,
+    "derivative": derivative,
     "log-determinant": log_determinant,
+    "rebuilding": rebuilding,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,52 +9,76 @@ from torch import Tensor
 
 from .._support.checks import describe
 from ..direction import Direction
-from ..module import call, call_inverse
 from ..state import State, tensors
-from .states import by_example, count, is_state
+from .differences import require_derivative
+from .states import by_example, detached, is_state, weights
 from .subject import Subject
 
-# The Jacobian takes a backward pass a number: at most so many in a state.
-JACOBIAN_LIMIT = 256
+# The Jacobian takes a backward pass a row: at most so many.
+JACOBIAN_LIMIT = 512
+# Which are vectorized, so that small ones take little time, and large ones little memory.
+ROWS_AT_ONCE = 64
 
 
 def log_determinant(subject: Subject) -> None:
     """Compares both log-determinants with the Jacobian that autograd gives."""
-    law = "log-determinant"
-    directions: Any = (
-        ("forward", call, subject.x),
-        ("inverse", call_inverse, subject.forward()),
-    )
-    results = {name: _with_log_det(subject, name, state) for name, _, state in directions}
+    directions = {
+        "forward": (Direction(log_det=True), subject.x),
+        "inverse": (Direction(inverted=True, log_det=True), subject.y),
+    }
+    results = {
+        name: _with_log_det(subject, direction, state)
+        for name, (direction, state) in directions.items()
+    }
     missing = [name for name, result in results.items() if result is None]
     if len(missing) == 2:
         return
     if missing:
-        subject.fail(law, f"{missing[0]}_and_log_det is not defined, the other direction's is.")
-    for name, plain, state in directions:
-        method, result = f"{name}_and_log_det", results[name]
-        batch = next(tensors(state)).shape[0]
-        if not _is_state_and_tensor(result):
-            subject.fail(
-                law,
-                f"{method} returned {describe(result)}, expected a state and a tensor of shape "
-                f"({batch},).",
-            )
-        found, log_det = result
-        with torch.no_grad():
-            expected = subject.evaluate(plain, state)
-        subject.require_close(law, found, expected, f"the state of {method}", state)
-        if log_det.shape != (batch,):
-            subject.fail(
-                law, f"{method} returned one of shape {tuple(log_det.shape)}, expected ({batch},)."
-            )
-        if subject.dtype.is_floating_point and 0 < count(state) <= JACOBIAN_LIMIT:
-            _compare_with_jacobian(subject, name, plain, state, log_det)
+        subject.fail(f"{missing[0]}_and_log_det is not defined, the other direction's is.")
+    for name, (direction, state) in directions.items():
+        method = f"{name}_and_log_det"
+        log_det = _require_form(subject, method, results[name], direction, state)
+        if subject.differentiable and log_det.numel():
+            _compare_with_jacobian(subject, name, direction, state, log_det)
+            if _defines(subject, method) and subject.layer.bijective:
+                require_derivative(subject, direction, state, method)
+    if subject.differentiable:
+        there, back = (result[1] for result in results.values())
+        require_same_log_det(subject, back, -there, subject.x, "that of inverse, at forward(x),")
 
 
-def _with_log_det(subject: Subject, name: str, state: State) -> Any:
+def require_same_log_det(
+    subject: Subject,
+    found: Tensor,
+    expected: Tensor,
+    state: State,
+    what: str,
+    whose: str = "expected",
+) -> None:
+    """Fails unless two log-determinants agree."""
+    if found.shape != expected.shape:
+        subject.fail(f"{what} is {describe(found)}, expected {describe(expected)}.")
+    if not found.numel():
+        return
+    found, expected = found.double(), expected.double()
+    error = (found - expected).abs().max().item()
+    # A rounding error a number, and the Jacobian's own.
+    size = by_example(state).shape[1]
+    allowed = 10 * subject.tolerance * size * max(1.0, expected.abs().max().item())
+    # A singular Jacobian has -inf, and everything would be allowed.
+    if not error <= allowed < float("inf"):
+        subject.fail(
+            f"{what} is {found.tolist()}, {whose} {expected.tolist()}; allowed is a difference of "
+            f"{allowed:.3g}."
+        )
+
+
+def _defines(subject: Subject, method: str) -> bool:
+    return any(run.name == method for run in subject.runs)
+
+
+def _with_log_det(subject: Subject, direction: Direction, state: State) -> Any:
     """What the log-determinant method of a direction returns, None if it is not defined."""
-    direction = Direction(inverted=name == "inverse", log_det=True)
     try:
         with torch.no_grad():
             return subject.evaluate(direction.run, state)
@@ -63,52 +86,88 @@ def _with_log_det(subject: Subject, name: str, state: State) -> Any:
         return None
 
 
-def _is_state_and_tensor(result: Any) -> bool:
-    return (
-        isinstance(result, tuple)
-        and len(result) == 2
-        and is_state(result[0])
-        and isinstance(result[1], Tensor)
-    )
+def _require_form(
+    subject: Subject, method: str, result: Any, direction: Direction, state: State
+) -> Tensor:
+    """The log-determinant, if it has the right form and comes with the right state."""
+    batch = subject.batch
+    pair = isinstance(result, tuple) and len(result) == 2
+    if not (pair and is_state(result[0]) and isinstance(result[1], Tensor)):
+        subject.fail(
+            f"{method} returned {describe(result)}, expected a state and a tensor of shape "
+            f"({batch},)."
+        )
+    found, log_det = result
+    with torch.no_grad():
+        expected, _ = subject.evaluate(direction._replace(log_det=False).run, state)
+    subject.require_close(found, expected, f"the state of {method}", state)
+    if log_det.shape != (batch,):
+        subject.fail(f"{method} returned one of shape {tuple(log_det.shape)}, expected ({batch},).")
+    if subject.differentiable and log_det.dtype != torch.promote_types(
+        log_det.dtype, subject.dtype
+    ):
+        subject.fail(
+            f"{method} returned one of {log_det.dtype}, expected {subject.dtype} or a wider dtype."
+        )
+    result_log_det: Tensor = log_det
+    return result_log_det
 
 
 def _compare_with_jacobian(
-    subject: Subject, name: str, direction: Callable[..., Any], state: State, log_det: Tensor
+    subject: Subject, name: str, direction: Direction, state: State, log_det: Tensor
 ) -> None:
-    batch = log_det.shape[0]
-
-    def function(*leaves: Tensor) -> Tensor:
-        given = leaves if isinstance(state, tuple) else leaves[0]
-        return by_example(subject.evaluate(direction, given))
-
+    batch = subject.batch
+    given = detached(state, requires_grad=True)
+    size = by_example(given).shape[1]
+    if not 0 < size <= JACOBIAN_LIMIT:
+        return
     with torch.enable_grad():
-        rows = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
-            function, tuple(tensors(state))
-        )
-    # (example, number, example, number), whatever the streams' shapes were
-    jacobian = torch.cat([part.flatten(3) for part in rows], 3).double()
-    size = jacobian.shape[1]
-    if jacobian.shape[3] != size:
-        subject.fail("log-determinant", f"the Jacobian of {name} is not square.")
-    if batch > 1 and _couples_examples(jacobian):
-        full = jacobian.reshape(batch * size, batch * size)
-        expected, found = full.slogdet().logabsdet[None], log_det.double().sum()[None]
-    else:
-        blocks = torch.stack([jacobian[n, :, n] for n in range(batch)])
-        expected, found = blocks.slogdet().logabsdet, log_det.double()
-    error = (found - expected).abs().max().item()
-    # A rounding error a number, and the Jacobian's own.
-    allowed = 10 * subject.tolerance * size * max(1.0, expected.abs().max().item())
-    # A singular Jacobian has -inf, and everything would be allowed.
-    if not error <= allowed < float("inf"):
-        subject.fail(
-            "log-determinant",
-            f"that of {name} is {found.tolist()}, the Jacobian's {expected.tolist()}; allowed is "
-            f"a difference of {allowed:.3g}.",
-        )
+        output, _ = subject.evaluate(direction._replace(log_det=False).run, given)
+        outputs = by_example(output)
+    if outputs.shape[1] != size:
+        subject.fail(f"the Jacobian of {name} is not square.")
+    leaves = list(tensors(given))
+    if _couples_examples(outputs, leaves):
+        if batch * size > JACOBIAN_LIMIT:
+            return
+        ones = torch.eye(batch * size, dtype=outputs.dtype, device=outputs.device)
+        rows = _rows(outputs, leaves, ones.view(-1, batch, size))
+        jacobian = rows.reshape(batch * size, batch * size)
+        expected, found = jacobian.slogdet().logabsdet[None], log_det.double().sum()[None]
+    else:  # a row of each example at once
+        ones = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
+        rows = _rows(outputs, leaves, ones[:, None].expand(-1, batch, -1))
+        expected, found = rows.transpose(0, 1).slogdet().logabsdet, log_det.double()
+    require_same_log_det(subject, found, expected, state, f"that of {name}", "the Jacobian's")
 
 
-def _couples_examples(jacobian: Tensor) -> bool:
-    """Whether an example depends on another, as behind batch statistics."""
-    batch = jacobian.shape[0]
-    return any(jacobian[n, :, m].any() for n in range(batch) for m in range(batch) if n != m)
+def _couples_examples(outputs: Tensor, leaves: list[Tensor]) -> bool:
+    """Whether an example depends on another one here, as behind batch statistics."""
+    if len(outputs) == 1 or not outputs.requires_grad:
+        return False
+    gradients = torch.autograd.grad(
+        outputs[0], leaves, weights([outputs[0]]), retain_graph=True, allow_unused=True
+    )
+    return any(bool(g[1:].any()) for g in gradients if g is not None)
+
+
+def _rows(outputs: Tensor, leaves: list[Tensor], ones: Tensor) -> Tensor:
+    """Rows of the Jacobian, each for all examples: ``(rows, N, L)``."""
+    if not outputs.requires_grad:
+        return ones.new_zeros(ones.shape)
+
+    def gradients(ones: Tensor, batched: bool) -> Tensor:
+        found = torch.autograd.grad(
+            outputs, leaves, ones, retain_graph=True, allow_unused=True, is_grads_batched=batched
+        )
+        start = ones.shape[: int(batched)]
+        parts = [
+            leaf.new_zeros(start + leaf.shape) if g is None else g
+            for leaf, g in zip(leaves, found, strict=True)
+        ]
+        return torch.cat([part.flatten(len(start) + 1) for part in parts], -1).double()
+
+    try:
+        return torch.cat([gradients(some, True) for some in torch.split(ones, ROWS_AT_ONCE)])
+    except RuntimeError:  # not all that runs in a backward pass can be vectorized
+        return torch.stack([gradients(row, False) for row in ones])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy as copying
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._support.memory_format import memory_format
+from .._support.memory_format import is_channels_last, memory_format
 from ..module import InvertibleModule
 from ..state import State, tensors
 
@@ -19,16 +20,43 @@ def is_state(state: Any) -> bool:
     return len(parts) > 0 and all(isinstance(part, Tensor) for part in parts)
 
 
+def mapped(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """A state or a context with a function applied to its tensors, and all else as it is."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, tuple):
+        parts = [mapped(function, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    if isinstance(state, list | dict):
+        result: Any = copying.copy(state)
+        for key in range(len(state)) if isinstance(state, list) else state:
+            result[key] = mapped(function, state[key])
+        return result
+    return state
+
+
 def detached(state: State, *, requires_grad: bool = False) -> State:
     """A copy with the graph cut."""
-    if isinstance(state, tuple):
-        return tuple(copy(part.detach()).requires_grad_(requires_grad) for part in state)
-    return copy(state.detach()).requires_grad_(requires_grad)
+    result: State = mapped(lambda x: copy(x.detach()).requires_grad_(requires_grad), state)
+    return result
 
 
-def copied(state: State) -> State:
-    """A copy of a state, which keeps the graph."""
-    return tuple(map(copy, state)) if isinstance(state, tuple) else copy(state)
+def leaves_of(context: Any) -> tuple[Any, list[Tensor]]:
+    """A copy of a context whose floating-point tensors take gradients, and these tensors."""
+    leaves: list[Tensor] = []
+
+    def leaf(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        leaves.append(copy(x.detach()).requires_grad_())
+        return leaves[-1]
+
+    return mapped(leaf, context), leaves
+
+
+def copied(state: Any) -> Any:
+    """A copy of a state or a context, which keeps the graph."""
+    return mapped(copy, state)
 
 
 def copy(x: Tensor) -> Tensor:
@@ -36,6 +64,42 @@ def copy(x: Tensor) -> Tensor:
     if 0 in x.stride():  # expanded: there is no writing into such strides
         return x.clone()
     return x.new_empty_strided(x.shape, x.stride()).copy_(x)
+
+
+def rounded(state: State, quantum: float | None) -> State:
+    """A state on the grid of multiples of a quantum; None rounds nothing."""
+    if quantum is None:
+        return state
+    result: State = mapped(lambda x: (x / quantum).round() * quantum, state)
+    return result
+
+
+def examples(state: Any, index: Sequence[int], batch: int) -> Any:
+    """Some examples of a state or of a context, whose tensors of another length stay whole."""
+
+    def some(x: Tensor) -> Tensor:
+        if x.shape[:1] != (batch,):
+            return x
+        if list(index) == list(range(len(index))):
+            return x[: len(index)]
+        return torch.cat([x[i : i + 1] for i in index])
+
+    return mapped(some, state)
+
+
+def in_other_format(x: Tensor) -> Tensor:
+    """With channels last if they are not, and in torch's order if they are."""
+    if x.dim() not in (4, 5) or x.shape[1] == 1 or x.shape[2:].numel() == 1:
+        return x
+    if is_channels_last(x):
+        return x.contiguous()
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    return x.contiguous(memory_format=last)
+
+
+def sliced(x: Tensor) -> Tensor:
+    """As a slice of a tensor with twice the channels, such as Split makes."""
+    return torch.cat([x, x], 1)[:, : x.shape[1]] if x.dim() > 1 else x
 
 
 def shuffled(state: State) -> State:
@@ -46,11 +110,17 @@ def shuffled(state: State) -> State:
     numbers = numbers[torch.randperm(len(numbers), generator=generator).to(numbers.device)]
     pieces = torch.split(numbers, [part.numel() for part in parts])
     # empty_like keeps the memory format
-    shuffled = [
+    mixed = [
         torch.empty_like(part).copy_(piece.view(part.shape))
         for part, piece in zip(parts, pieces, strict=True)
     ]
-    return tuple(shuffled) if isinstance(state, tuple) else shuffled[0]
+    return tuple(mixed) if isinstance(state, tuple) else mixed[0]
+
+
+def weights(parts: Sequence[Tensor], seed: int = 2018) -> list[Tensor]:
+    """Random numbers in the shapes of some tensors, the same each time."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(part.shape, generator=generator).to(part) for part in parts]
 
 
 def shapes(state: Any) -> Any:
@@ -87,11 +157,6 @@ def listed(things: Collection[object]) -> str:
     return ", ".join(sorted(map(str, things)))
 
 
-def values(state: Any) -> list[Tensor]:
-    """Copies of the tensors in a state or a context."""
-    return [part.clone() for part in tensors(state)]
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two states or contexts hold the same numbers, NaN being one."""
     return all(
@@ -103,11 +168,6 @@ def same(one: Any, other: Any) -> bool:
 def named_tensors(layer: InvertibleModule) -> list[tuple[str, Tensor]]:
     """The parameters and buffers of a layer."""
     return [*layer.named_parameters(), *layer.named_buffers()]
-
-
-def count(state: State) -> int:
-    """How many numbers are in a state."""
-    return sum(part.numel() for part in tensors(state))
 
 
 def by_example(state: State) -> Tensor:
