@@ -15,11 +15,13 @@ from ..state import State, tensors
 from .states import mapped, weights
 from .subject import Subject
 
-# By dtype: the step relative to the size of what is moved, the error allowed relative to the
-# gradient, and by how much a layer may magnify rounding. Other dtypes are too coarse.
-SETTINGS = {torch.float64: (2.0**-17, 1e-6, 1e3), torch.float32: (2.0**-6, 2e-2, 50.0)}
-# Where a layer rounds, a step must cross many multiples of its quantum.
-ROUNDING_STEP = 2.0**-4
+# The step, relative to the size of what is moved, and the error allowed, relative to the gradient.
+STEP, RELATIVE = 2.0**-17, 1e-6
+# Where a layer rounds, a step must cross many multiples of its quantum, and only tells whether
+# the gradient is there at all.
+ROUNDING_STEP, ROUNDING_RELATIVE = 2.0**-4, 0.5
+# By how much a layer may magnify rounding.
+MAGNIFIED = 1e3
 
 
 def require_derivative(subject: Subject, direction: Direction, start: State, what: str) -> None:
@@ -30,9 +32,11 @@ def require_derivative(subject: Subject, direction: Direction, start: State, wha
     nothing is said: the differences to the left and to the right disagree, as at the kink of a
     ReLU.
     """
-    if subject.dtype not in SETTINGS:
+    if subject.dtype != torch.float64:  # too coarse
+        wide = subject.in_float64(start)
+        if wide is not None:
+            require_derivative(wide, direction, wide.x, what)
         return
-    step, relative, magnified = SETTINGS[subject.dtype]
     given, context, others = subject.sources(start)
     groups = {"the input": list(tensors(given)), "the parameters": [], "the context": []}
     for name, leaf in others.items():
@@ -43,10 +47,9 @@ def require_derivative(subject: Subject, direction: Direction, start: State, wha
     gradients = _gradients(
         outputs, factors, [leaf for leaves in groups.values() for leaf in leaves]
     )
-    noise = magnified * torch.finfo(subject.dtype).eps * _norm(outputs, factors)
-    if subject.rounds:
-        step, relative = ROUNDING_STEP, 0.1
-        noise += 4 * subject.rounds * _norm(factors)
+    step, relative = (ROUNDING_STEP, ROUNDING_RELATIVE) if subject.rounds else (STEP, RELATIVE)
+    noise = MAGNIFIED * torch.finfo(subject.dtype).eps * _norm(_products(outputs, factors))
+    noise += 4 * subject.rounds * _norm(factors)
     for group, leaves in groups.items():
         moves = {id(leaf): move for leaf, move in zip(leaves, _moves(leaves), strict=True)}
         slopes = [(gradients[id(leaf)] * moves[id(leaf)]).double() for leaf in leaves]
@@ -65,15 +68,19 @@ def require_derivative(subject: Subject, direction: Direction, start: State, wha
                 )
         except Exception:  # the edge of what the layer takes
             continue
-        left = _weighted_sum(outputs, behind, factors) / -step
-        right = _weighted_sum(outputs, ahead, factors) / step
-        allowed = abs(right - left) + relative * _norm(slopes) + noise / step
-        error = abs((left + right) / 2 - slope)
-        if math.isfinite(allowed) and math.isfinite(left + right) and not error <= allowed:
+        both = _products([a - b for a, b in zip(ahead, behind, strict=True)], factors)
+        bent = _products(
+            [a + b - 2 * y.detach() for a, b, y in zip(ahead, behind, outputs, strict=True)],
+            factors,
+        )
+        found = sum(part.sum().item() for part in both) / (2 * step)
+        # The sum of what bends cancels by chance, its norm does not.
+        allowed = (3 * _norm(bent) + noise) / step + relative * _norm(slopes)
+        if math.isfinite(allowed) and math.isfinite(found) and not abs(found - slope) <= allowed:
             subject.fail(
                 f"the gradient of {what} with respect to {group} is not its derivative: along a "
-                f"random direction it is {slope:.6g}, and finite differences give "
-                f"{(left + right) / 2:.6g}; allowed is a difference of {allowed:.3g}."
+                f"random direction it is {slope:.6g}, and finite differences give {found:.6g}; "
+                f"allowed is a difference of {allowed:.3g}."
             )
 
 
@@ -119,14 +126,9 @@ def _gradients(
     return {id(leaf): g.to_dense() for leaf, g in zip(leaves, found, strict=True)}
 
 
-def _weighted_sum(base: list[Tensor], ends: list[Tensor], factors: list[Tensor]) -> float:
-    """The weighted sum of what changed."""
-    changes = zip(base, ends, factors, strict=True)
-    return sum(((end - one.detach()) * w).double().sum().item() for one, end, w in changes)
+def _products(parts: list[Tensor], factors: list[Tensor]) -> list[Tensor]:
+    return [(part.detach() * w).double() for part, w in zip(parts, factors, strict=True)]
 
 
-def _norm(parts: list[Tensor], factors: list[Tensor] | None = None) -> float:
-    products = (
-        parts if factors is None else [a.detach() * b for a, b in zip(parts, factors, strict=True)]
-    )
-    return math.sqrt(sum(part.double().square().sum().item() for part in products))
+def _norm(parts: list[Tensor]) -> float:
+    return math.sqrt(sum(part.double().square().sum().item() for part in parts))

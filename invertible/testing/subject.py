@@ -26,6 +26,7 @@ from .states import (
     is_state,
     leaves_of,
     magnitude,
+    mapped,
     rounded,
     shapes,
     shuffled,
@@ -164,6 +165,14 @@ class Subject:
         layers = (part for part in self.modules if isinstance(part, InvertibleModule))
         return max((_finite(part.quantum) or 0.0 for part in layers), default=0.0)
 
+    @property
+    def comparable(self) -> bool:
+        """Whether variants of the state must lead to the same numbers.
+
+        Random numbers fall elsewhere, and what is rounded can be off by a quantum.
+        """
+        return not (self.draws or self.rounds)
+
     @cached_property
     def couples_examples(self) -> bool:
         """Whether an example depends on another, as behind batch statistics."""
@@ -222,6 +231,17 @@ class Subject:
         others |= {f"the context{f' ({i})' * several}": leaf for i, leaf in enumerate(found)}
         return given, context, others
 
+    def in_float64(self, x: State) -> Subject | None:
+        """A copy of the layer in float64 at a state, if the layer can be copied and cast."""
+        try:
+            layer = copy.deepcopy(self.layer).double()
+            wide = Subject(layer, mapped(_double, x), mapped(_double, self.context), None, None)
+            wide.law = self.law
+            wide.forward(wide.x)
+        except Exception:
+            return None
+        return wide
+
     def fail(
         self, message: str, *, law: str | None = None, cause: Exception | None = None
     ) -> NoReturn:
@@ -256,6 +276,10 @@ class Subject:
                     f"{other[place].item():.6g}, got {one[place].item():.6g}); allowed is "
                     f"{allowed:.3g}, {self.tolerance:.2g} times the largest magnitude."
                 )
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def _finite(quantum: float | None) -> float | None:
