@@ -161,14 +161,13 @@ def _require_format(subject: Subject, x: State, y: State) -> None:
 
 
 def batch_size(subject: Subject) -> None:
-    """Tries one example, half of them and one more, unless they depend on each other."""
+    """Tries few examples, half of them and one more, unless they depend on each other."""
     batch = subject.batch
     try:
         if batch == 0 or subject.couples_examples:
             return
-        for index in ([0], [*range(batch // 2)], [*range(batch), 0]):
-            if len(index) not in (0, batch):
-                _try_examples(subject, index)
+        for count in sorted({1, 2, 3, batch // 2, batch + 1} - {0, batch}):
+            _try_examples(subject, [i % batch for i in range(count)])
     except InversecheckError:
         raise
     except Exception as error:

@@ -81,7 +81,7 @@ def examples(state: Any, index: Sequence[int], batch: int) -> Any:
         if x.shape[:1] != (batch,):
             return x
         if list(index) == list(range(len(index))):
-            return x[: len(index)]
+            return x[: len(index)]  # as it lies in memory
         return torch.cat([x[i : i + 1] for i in index])
 
     return mapped(some, state)

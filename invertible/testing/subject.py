@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._support.checks import describe
-from .._support.generators import accelerators, get_rng_states, same_rng_states
 from .._support.no_trace import no_trace
 from ..direction import Direction
 from ..module import InvertibleModule, call, call_inverse
 from ..state import State, tensors
+from .evaluator import Evaluator, fresh_copy
 from .states import (
     copied,
     detached,
@@ -72,18 +72,9 @@ class Subject:
         if any(map(is_lazy, layer.parameters())):
             with torch.no_grad(), no_trace(layer, (x, context)):
                 call(layer, copied(self.x), copied(context))
-        self.modules = list(layer.modules())
-        self.places = [
-            (place, dict(place))
-            for part in self.modules
-            for place in (part.__dict__, part._parameters, part._buffers, part._modules)
-        ]
-        self.parameters = [
-            (parameter, parameter.detach().clone()) for parameter in layer.parameters()
-        ]
+        self.evaluator = Evaluator(layer)
         # A layer that never ran forward: what forward leaves behind can't help its inverse.
-        self.fresh = _fresh_copy(layer)
-        self.draws = False
+        self.fresh = fresh_copy(layer)
 
     def evaluate(
         self,
@@ -92,28 +83,19 @@ class Subject:
         context: Any = None,
         layer: InvertibleModule | None = None,
     ) -> Any:
-        """Runs the layer on a copy of a state, and puts back whatever it changes."""
-        layer = layer or self.layer
-        context = copied(self.context if context is None else context)
-        devices = accelerators((state, context))
-        try:
-            with no_trace(layer, (state, context)):
-                before = get_rng_states(devices)
-                result = run(layer, copied(state), context)
-                self.draws |= not same_rng_states(before, get_rng_states(devices))
-                return result
-        finally:
-            self._put_back()
+        """Runs the layer on copies of a state and a context, by default its own."""
+        context = self.context if context is None else context
+        return self.evaluator(run, layer or self.layer, state, context)
 
-    def _put_back(self) -> None:
-        for place, content in self.places:
-            if place.keys() != content.keys():
-                for name in place.keys() - content.keys():
-                    del place[name]
-            place.update(content)
-        for parameter, value in self.parameters:
-            if not torch.equal(parameter, value):
-                parameter.data.copy_(value)
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers were drawn so far."""
+        return self.evaluator.draws
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The layer and all modules in it."""
+        return self.evaluator.modules
 
     @cached_property
     def y(self) -> State:
@@ -285,15 +267,6 @@ def _double(x: Tensor) -> Tensor:
 def _finite(quantum: float | None) -> float | None:
     """A quantum that is rounded to, and None for a layer that only moves numbers."""
     return None if quantum is None or quantum == math.inf else quantum
-
-
-def _fresh_copy(layer: InvertibleModule) -> InvertibleModule | None:
-    """A copy with the same parameters and buffers, if the layer can be copied."""
-    kept = {id(tensor): tensor for tensor in (*layer.parameters(), *layer.buffers())}
-    try:
-        return copy.deepcopy(layer, kept)
-    except Exception:  # a lock, or a tensor with a graph: whatever Python can't copy
-        return None
 
 
 def _takes_batch_statistics(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from broken import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from right import RIGHT as RIGHT_LAYERS
 from torch import nn
 from toys import AddsContext, Affine, Keep, Logistic, batch_norm_net, images, pair
 
@@ -31,6 +32,7 @@ from invertible import (
 )
 from invertible.state import tensors as tensors_in
 from invertible.testing import LAWS, InversecheckError, inversecheck
+from invertible.testing.states import mapped
 from invertible.testing.strategies import tensors
 
 
@@ -137,6 +139,24 @@ def test_a_mode_changed_in_the_first_evaluation_is_still_seen():
 def test_a_right_layer_passes_and_true_is_returned(x, training):
     network = InvertibleSequential(PixelUnshuffle(2), Permute.random(4 * x.shape[1], seed=0))
     assert inversecheck(network.train(training), x) is True
+
+
+@pytest.mark.parametrize("name", RIGHT_LAYERS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_right_layer_of_a_user_raises_no_alarm(name, training, dtype):
+    case = RIGHT_LAYERS[name]
+
+    def cast(part):
+        return part.to(dtype) if part.is_floating_point() else part
+
+    for batch in (1, 2, 3):
+        if batch >= case.smallest:
+            layer = case.layer().to(dtype).train(training)
+            x, context = (mapped(cast, part(batch)) for part in (case.x, case.context))
+            # BatchNorm divides rounding errors by a deviation that can be small.
+            tolerance = 1e-4 if dtype == torch.float32 else None
+            assert inversecheck(layer, x, context, tolerance=tolerance)
 
 
 def test_a_right_layer_passes_without_a_word(capfd, recwarn):
