@@ -25,7 +25,8 @@ class Evaluator:
             for place in (part.__dict__, part._parameters, part._buffers, part._modules)
         ]
         self.parameters = [
-            (parameter, parameter.detach().clone()) for parameter in layer.parameters()
+            (parameter, parameter.detach().clone(), parameter.requires_grad, parameter.grad)
+            for parameter in layer.parameters()
         ]
         self.draws = False
 
@@ -49,7 +50,8 @@ class Evaluator:
                 for name in place.keys() - content.keys():
                     del place[name]
             place.update(content)
-        for parameter, value in self.parameters:
+        for parameter, value, requires_grad, grad in self.parameters:
+            parameter.requires_grad_(requires_grad).grad = grad
             if not torch.equal(parameter, value):
                 parameter.data.copy_(value)
 

@@ -33,31 +33,52 @@ def inversecheck(
 
     - ``state``: both directions return a tensor or a tuple of tensors.
     - ``dtype and device`` go through.
-    - ``input untouched``: neither direction changes its argument or the context in place.
-    - ``inverse undoes forward``, and for a bijective layer ``forward undoes inverse``, starting
-      from ``y``.
-    - ``memory format`` goes through.
-    - ``no trace``: after ``inverse``, the buffers, the parameters, the modes and the random
-      generators are what they were.
-    - ``differentiable``: the gradient of ``inverse(forward(x))`` is that of the identity, within
+    - ``input untouched``: neither direction writes into its argument or the context, with grad
+      or without.
+    - ``inverse undoes forward``, also in a copy of the layer that never ran forward.
+    - ``forward undoes inverse``, starting from ``y``, for a bijective layer.
+    - ``exact on the grid``: a layer that is :attr:`~invertible.InvertibleModule.exact` keeps the
+      grid in both directions, and undoes them bit for bit.
+    - ``memory format`` goes through, and the other one, or a slice such as
+      :class:`~invertible.Split` makes, leads to the same numbers and back.
+    - ``no trace``: after ``inverse``, the buffers, the parameters and their gradients, the modes,
+      the attributes of invertible layers, and torch's, Python's and NumPy's random generators
+      are what they were.
+      ``forward`` keeps no activation with its graph in an attribute of a layer.
+    - ``differentiable``: the gradients of ``inverse(forward(x))`` and, for a bijective layer, of
+      ``forward(inverse(y))`` are those of the identity: none for parameters and context. Within
       1e-6 in float64 and within 0.1 in other dtypes, where rounding flips the masks of ReLUs.
-    - ``rebuilding``: :func:`invertible.reversible_checkpoint` gives the gradients of stored
-      activations, in both directions, for the state and all parameters, as closely.
+    - ``derivative``: the gradients of ``forward`` are what finite differences say, for the state,
+      all parameters and the context. Looked at in float64, to which a copy of the layer is cast.
     - ``log-determinant``: it has the shape :math:`(N,)`, comes with the same output as
-      ``forward`` does and agrees with the Jacobian that autograd gives, which is computed for
-      states of at most 256 numbers. Passed over for a layer that defines none.
+      ``forward`` does, is minus that of the inverse, has gradients that finite differences
+      confirm, and agrees with the Jacobian that autograd gives. That is computed for at most
+      1024 numbers: in an example, or in the batch where examples depend on each other. Passed
+      over for a layer that defines none.
+    - ``batch size``: a few examples, half of them and one more lead to the same numbers and back.
+      Passed over where examples depend on each other, as behind BatchNorm in train mode.
+    - ``rebuilding``: with ``InvertibleSequential(layer, checkpoint=True)`` all four methods give
+      the gradients of stored activations, for the state, all parameters and the context, as
+      closely.
 
     The layer is checked in the mode that it is in; check twice for train and eval mode. Each
-    evaluation starts from the same buffers and the same random state, so that a layer with
-    dropout draws one mask. (A composition of several draws their masks in the other order when
-    it is inverted: check it in eval mode.) Nothing is left behind, whatever the layer does:
-    parameters, gradients, buffers, modes and generators are untouched.
+    evaluation starts from the same buffers, the same attributes and the same random state, so
+    that a layer with dropout draws one mask. (A composition of several draws their masks in the
+    other order when it is inverted: check it in eval mode.) Where a layer draws, or rounds to a
+    quantum, other layouts and batch sizes are only led there and back. Nothing is left behind,
+    whatever the layer does: parameters, gradients, buffers, attributes, modes and generators are
+    untouched.
+
+    What is seen depends on the input: numbers that are zero, large or out of order, a batch of
+    several, four dimensions. A layer that changes gradients on purpose, to scale them or to stop
+    them, breaks ``differentiable`` or ``derivative`` by intent: leave that law out.
 
     Args:
         layer: The layer to check.
-        x: An input. Take float64 for tight tolerances, and a memory format other than the
-            default to see it go through.
-        context: What a conditional layer takes as its second argument.
+        x: An input, float64 for tight tolerances. If the layer has a quantum, the numbers are
+            rounded to its grid first, and so are those of ``y``.
+        context: What a conditional layer takes as its second argument. Floating-point tensors in
+            it, also within tuples, lists and dicts, are checked for gradients.
         y: An output for ``forward undoes inverse``; by default the numbers of ``layer(x)``,
             shuffled.
         tolerance: Largest error allowed, relative to the largest magnitude in the states;
@@ -69,9 +90,10 @@ def inversecheck(
         True when all laws hold, False when one is broken and ``raise_exception`` is False.
 
     Raises:
-        InversecheckError: If a law is broken.
+        InversecheckError: If a law is broken, or if the layer raises an error, which is then the
+            cause of this one.
         TypeError: If ``layer`` is not an :class:`invertible.InvertibleModule`, or ``x`` or ``y``
-            not a state.
+            not a state; if the context is missing, or nothing would use it.
         ValueError: If ``laws`` has an unknown name.
 
     Example:

@@ -15,7 +15,7 @@ from .states import by_example, detached, is_state, weights
 from .subject import Subject
 
 # The Jacobian takes a backward pass a row: at most so many.
-JACOBIAN_LIMIT = 512
+JACOBIAN_LIMIT = 1024
 # Which are vectorized, so that small ones take little time, and large ones little memory.
 ROWS_AT_ONCE = 64
 

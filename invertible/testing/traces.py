@@ -58,6 +58,9 @@ def no_trace(subject: Subject) -> None:
 def _everything(layer: InvertibleModule, devices: list[torch.device]) -> dict[str, Any]:
     """What inverse must not change, by name. Attributes of sub-networks are their own affair."""
     found: dict[str, Any] = {name: frozen(value) for name, value in named_tensors(layer)}
+    for name, parameter in layer.named_parameters():
+        found[f"requires_grad of {name}"] = parameter.requires_grad
+        found[f"the gradient of {name}"] = frozen(parameter.grad)
     for name, part in layer.named_modules():
         found[f"the mode of {name or 'the layer'}"] = part.training
         if isinstance(part, InvertibleModule):

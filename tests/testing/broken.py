@@ -304,6 +304,16 @@ class TrainsInInverse(Affine):
         return x
 
 
+@breaks("no trace", "inverse changed requires_grad of shift, the gradient of shift")
+class FreezesInInverse(Affine):
+    """inverse freezes a parameter, and leaves a gradient in it."""
+
+    def inverse(self, y):
+        x = super().inverse(y)
+        self.shift.requires_grad_(False).grad = torch.ones_like(self.shift)
+        return x
+
+
 @breaks("no trace", "inverse changed cache")
 class RegistersABuffer(Keep):
     """inverse keeps its argument in a buffer."""

@@ -1,6 +1,9 @@
 """``inversecheck`` passes layers that keep the laws, and finds out those that do not."""
 
+import random
 import re
+from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from broken import (
     Case,
     Coupling,
     DoublesInPlace,
+    DrawsElsewhere,
     HalvesInPlace,
+    TriplesBothWays,
     TurnsToEvalMode,
     channels_last,
 )
@@ -60,6 +65,12 @@ def test_a_broken_layer_is_reported_as_false_on_request(case):
 
 def test_every_law_is_broken_once():
     assert {case.law for case in BROKEN} == set(LAWS)
+
+
+def test_the_laws_are_listed_by_name():
+    contract = Path(__file__).parents[2] / "docs" / "api" / "contract.rst"
+    for text in (inversecheck.__doc__, contract.read_text()):
+        assert [law for law in LAWS if f"``{law}``" not in text] == []
 
 
 def test_a_singular_jacobian_allows_no_log_determinant():
@@ -238,6 +249,54 @@ def test_a_given_output_is_used():
     assert inversecheck(BijectiveOnPositives(), x)
     with pytest.raises(InversecheckError, match=r"forward\(inverse\(y\)\) is wrong by 2 at"):
         inversecheck(BijectiveOnPositives(), x, y=-torch.ones_like(x))
+
+
+def test_a_layer_with_a_quantum_is_checked_on_its_grid():
+    seen = []
+
+    class Grid(Keep):
+        quantum = 2.0**-4
+
+        def forward(self, x):
+            seen.append(x)
+            return x
+
+    assert inversecheck(Grid(), images(), y=images())
+    differing = [x for x in seen if not torch.equal(x * 16, (x * 16).round())]
+    assert len(differing) == 2  # the steps of the finite differences
+
+
+def test_a_layer_that_cannot_be_copied_is_checked():
+    class Locked(Affine):
+        def __init__(self):
+            super().__init__()
+            self.lock = Lock()
+
+    assert inversecheck(Locked().double(), images())
+    assert inversecheck(Locked(), images(dtype=torch.float32))
+
+
+def test_gradients_in_another_dtype_are_looked_at_in_float64():
+    torch.manual_seed(0)
+    with pytest.raises(
+        InversecheckError, match=r"'derivative': .* the parameters is not its"
+    ):
+        inversecheck(TriplesBothWays(), images(dtype=torch.float32))
+
+
+def test_errors_of_the_machine_are_no_breach():
+    class Large(Keep):
+        def forward(self, x):
+            raise torch.OutOfMemoryError(str(x.shape))
+
+    with pytest.raises(torch.OutOfMemoryError):
+        inversecheck(Large(), images(), raise_exception=False)
+
+
+def test_an_inverse_may_not_draw_from_other_generators_but_they_are_put_back():
+    state = random.getstate()
+    assert not inversecheck(DrawsElsewhere(), images(), raise_exception=False)
+    assert random.getstate() == state
 
 
 def test_an_injective_layer_passes_with_its_left_inverse():
