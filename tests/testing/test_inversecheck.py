@@ -278,9 +278,7 @@ def test_a_layer_that_cannot_be_copied_is_checked():
 
 def test_gradients_in_another_dtype_are_looked_at_in_float64():
     torch.manual_seed(0)
-    with pytest.raises(
-        InversecheckError, match=r"'derivative': .* the parameters is not its"
-    ):
+    with pytest.raises(InversecheckError, match=r"'derivative': .* the parameters is not its"):
         inversecheck(TriplesBothWays(), images(dtype=torch.float32))
 
 
