@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and torch's generator in Hypothesis's hands."""
+"""Hypothesis profiles, a seed for torch, and files that are slow as a whole."""
 
 import os
 
@@ -18,3 +18,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+# Some start processes, compile or measure; a slow test elsewhere has the mark itself.
+SLOW = (
+    "tests/benchmarks/",
+    "tests/checkpointing/test_compile.py",
+    "tests/checkpointing/test_distributed.py",
+    "tests/exact/test_exact.py::test_a_thousand_blocks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")

@@ -29,8 +29,9 @@ def describe(x: Any) -> str:
 
 
 def name_of(layer: object, inverse: bool = False) -> str:
-    """How a message calls a layer, or its inverse."""
-    return type(layer).__name__ + ("'s inverse" if inverse else "")
+    """How a message calls a layer, which may be named by its class, or its inverse."""
+    name = layer if isinstance(layer, str) else type(layer).__name__
+    return name + ("'s inverse" if inverse else "")
 
 
 def is_state(x: Any) -> bool:

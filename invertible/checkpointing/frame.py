@@ -13,7 +13,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from .._support.compiling import uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
-from .._support.survey import survey
 from ..state import State
 from .circumstances import Circumstances
 from .plan import Step
@@ -52,7 +51,8 @@ class Frame:
         devices: Sequence[torch.device],
         rng: RNGStates | None,
     ) -> None:
-        found = survey(step.layer)
+        found = step.survey
+        assert found is not None, "made for the steps that are rebuilt"
         self.step = step
         self.context = context
         self.layouts = [layout_of(stream) for stream in streams]

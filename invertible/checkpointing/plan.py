@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
+from .._support.survey import Survey, survey
 from ..direction import Direction
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
@@ -25,6 +26,7 @@ class Step(NamedTuple):
     is_whole: bool  # whether it is a composition that is called as a whole
     untraced: bool  # a forward within an inverse, which must leave no trace
     grid: Grid | None  # the range that its output is checked against, if any
+    survey: Survey | None  # what it consists of, if it is rebuilt
 
     @property
     def place(self) -> str:
@@ -34,7 +36,8 @@ class Step(NamedTuple):
 class Branches(NamedTuple):
     """Steps for some streams of a state each; the other streams wait."""
 
-    owner: InvertibleModule
+    owner: str  # the class of the composition
+    stream_count: int | None  # how many streams the state must have
     members: list[tuple[Member, Steps]]
 
 
@@ -90,6 +93,7 @@ class Plan:
         if not members:
             raise ValueError(f"{type(module).__name__} has no layers to run: append some first.")
         found: Steps = []
+        branches: Branches | None = None
         for member in reversed(members) if inverted else members:
             _, layer, is_turned, streams = member
             way = inverted is not is_turned
@@ -101,10 +105,13 @@ class Plan:
                 steps = self._take_apart(layer, inner_members, way, place, scope, grid)
             if streams is None:
                 found += steps
-            elif found and isinstance(found[-1], Branches) and found[-1].owner is module:
-                found[-1].members.append((member, steps))
+                branches = None
             else:
-                found.append(Branches(module, [(member, steps)]))
+                if branches is None:
+                    count = getattr(module, "stream_count", None)
+                    branches = Branches(type(module).__name__, count, [])
+                    found.append(branches)
+                branches.members.append((member, steps))
         return found
 
     def _step(
@@ -118,11 +125,13 @@ class Plan:
         self.layers.append(layer)
         is_whole = layer.members() is not None
         untraced = self._inverted and not inverted
-        if scope is None:
-            return Step(layer, self._ways[inverted], name, None, False, is_whole, untraced, grid)
-        self.rebuilds = True
-        rebuild, is_anchor = scope.rebuild, scope.is_anchor()
-        return Step(layer, self._ways[inverted], name, rebuild, is_anchor, is_whole, untraced, grid)
+        rebuild, is_anchor, found = None, False, None
+        if scope is not None:
+            rebuild, is_anchor = scope.rebuild, scope.is_anchor()
+            found = None if is_whole else survey(layer)
+            self.rebuilds = True
+        way = self._ways[inverted]
+        return Step(layer, way, name, rebuild, is_anchor, is_whole, untraced, grid, found)
 
     def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
         """Whether a composition's method does no more than run its members."""

@@ -24,6 +24,7 @@ from ..exact.ranges import check_entrance, check_exit, check_range
 from ..module import InvertibleModule
 from .chain import Chain
 from .plan import Branches, Plan, Step, Steps
+from .plans import plan_for
 from .replay import is_inside_layer
 from .settings import Rebuild
 
@@ -60,7 +61,7 @@ def _run(
     rebuilds: bool,
     asked: Rebuild | None,
 ) -> tuple[Any, list[Tensor]]:
-    plan = Plan(module, direction, rebuilds, asked)
+    plan = plan_for(module, direction, rebuilds, asked)
     check_contexts(module, plan.layers, context)
     if isinstance(plan.steps[0], Step):  # branches look for themselves
         expect_state(module, x, inverse=direction.inverted)
@@ -99,15 +100,14 @@ class _Follower:
     def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
         """Runs layers on some streams each, one after the other."""
         owner = fork.owner
-        count = getattr(owner, "stream_count", None)
-        streams = list(expect_streams(owner, state, count))
+        streams = list(expect_streams(owner, state, fork.stream_count))
         for member, steps in fork.members:
             if isinstance(member.streams, int):
                 place = _position(owner, member.streams, streams)
                 found = self._steps(steps, streams[place])
                 if not isinstance(found, Tensor):
                     raise TypeError(
-                        f"{type(owner).__name__} hands one stream to layer {member.name} "
+                        f"{owner} hands one stream to layer {member.name} "
                         f"({type(member.layer).__name__}) and takes one tensor back, got "
                         f"{describe(found)}."
                     )
@@ -117,7 +117,7 @@ class _Follower:
             found = self._steps(steps, tuple(streams[place] for place in places))
             if not isinstance(found, tuple) or len(found) != len(places):
                 raise ValueError(
-                    f"{type(owner).__name__} hands {len(places)} streams to layer {member.name} "
+                    f"{owner} hands {len(places)} streams to layer {member.name} "
                     f"({type(member.layer).__name__}) and takes as many back, got "
                     f"{describe(found)}."
                 )
@@ -183,11 +183,11 @@ def asking(rebuild: Rebuild | None) -> Iterator[None]:
         _around.rebuild = before
 
 
-def _position(owner: InvertibleModule, stream: int, streams: list[Tensor]) -> int:
+def _position(owner: str, stream: int, streams: list[Tensor]) -> int:
     """The place of a stream, counted from the front."""
     if not -len(streams) <= stream < len(streams):
         raise ValueError(
-            f"{type(owner).__name__} runs a layer on stream {stream}, got a state of "
+            f"{owner} runs a layer on stream {stream}, got a state of "
             f"{len(streams)} (numbered from 0, or from the end by negative numbers)."
         )
     return stream % len(streams)

@@ -18,7 +18,8 @@ PEERS = {"memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib", "freia"
 # Both in the same processes, which take seconds to import torch.
 ONE_BY_ONE = """
 import os, runpy, sys
-for script, os.environ["MASTER_PORT"] in zip(sys.argv[1::2], sys.argv[2::2]):
+for script, port in zip(sys.argv[1::2], sys.argv[2::2]):
+    os.environ["MASTER_PORT"] = port
     runpy.run_path(script, run_name="__main__")
 """
 
@@ -33,6 +34,7 @@ def test_the_scripts_train_on_two_processes():
 
 
 # Dynamo warns of what it does itself.
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning",
     "ignore::FutureWarning",

@@ -1,4 +1,4 @@
-"""A trained network that the tests of the analyses share."""
+"""What tests of the example share: a trained network, and a folder to run in."""
 
 import pytest
 
@@ -12,3 +12,8 @@ def digits_run(tmp_path_factory):
     flags = ["--blocks", "1", "1", "1", "--epochs", "1", "--batch-size", "128"]
     assert train_imagenet.main([*flags, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)

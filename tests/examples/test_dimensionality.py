@@ -15,6 +15,7 @@ def test_dimensions_rise_to_all(count, expected):
     assert dimensions(count) == expected
 
 
+@pytest.mark.slow
 def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(probes, "COSTS", (0.01,))
     flags = ["--weights", str(digits_run), "--train-limit", "300", "--test-limit", "100"]

@@ -92,6 +92,7 @@ def losses(folder):
     return [loss for line in read_log(folder) for loss in line.get("losses", [])]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_in_two_parts(ran):
     # Batch statistics are those of a part, in both.
     one, two = (load_checkpoint(ran.folder / out)["model"] for out in ("one", "copied"))
@@ -100,6 +101,7 @@ def test_two_processes_train_as_one_does_in_two_parts(ran):
     assert losses(ran.folder / "one") == pytest.approx(losses(ran.folder / "copied"), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_processes_stop_together_and_go_on(ran):
     copied, sharded = (load_checkpoint(ran.folder / out) for out in ("copied", "sharded"))
     assert sharded["epoch"] == 2
@@ -112,6 +114,7 @@ def test_sharded_processes_stop_together_and_go_on(ran):
     assert (ran.folder / "sharded/reconstructions.png").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
     monkeypatch.chdir(ran.folder)
     config = parse([*FLAGS, "--out", str(ran.folder / "copied")])
@@ -123,6 +126,7 @@ def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
     assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_process_speaks_for_all(ran):
     first, second = (output for _, output, _ in ran.two)
     assert second == ""
@@ -130,6 +134,7 @@ def test_one_process_speaks_for_all(ran):
     assert "sharded/checkpoint.pt holds the state behind step 4: go on" in first
 
 
+@pytest.mark.slow
 def test_the_failure_of_a_process_ends_all_with_its_message(ran):
     assert [status for status, *_ in ran.two] == [1, 1], ran.two
     errors = "".join(error for *_, error in ran.two)

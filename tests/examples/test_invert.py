@@ -52,6 +52,7 @@ def test_noise_goes_on_from_any_step():
     assert torch.equal(later, pixels(noise())[4:])
 
 
+@pytest.mark.slow
 def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
     results, _ = found
     for name, count in {"test images": 40, "noises": 30}.items():
@@ -59,6 +60,7 @@ def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
         assert results[name]["exact"]["bit_for_bit"] == count
 
 
+@pytest.mark.slow
 def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, digits_run):
     results, _ = found
     trained = load_network(digits_run, CPU)
@@ -70,6 +72,7 @@ def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, dig
     assert measured["worst_error"] == pytest.approx(errors.max().item(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float64_is_far_more_precise_than_float32(found):
     results, _ = found
     for name in ("test images", "noises"):
@@ -78,12 +81,14 @@ def test_float64_is_far_more_precise_than_float32(found):
         assert single["relative_error"] <= single["worst_error"]
 
 
+@pytest.mark.slow
 def test_float64_decodes_no_more_than_it_is_allowed(found):
     results, _ = found
     assert results["test images"]["float64"]["images"] == 20
     assert results["noises"]["float64"]["images"] == 20
 
 
+@pytest.mark.slow
 def test_the_results_are_a_figure_and_numbers_that_say_their_origin(found, digits_run):
     results, out = found
     assert {path.name for path in out.iterdir()} == {"invert.png", "invert.pdf", "invert.json"}
@@ -97,6 +102,7 @@ def test_the_exact_mode_takes_the_grid_of_the_training(digits_run):
     assert in_mode(trained, "float32").body.quantum is None
 
 
+@pytest.mark.slow
 def test_one_mode_alone_can_be_asked_for(digits_run, tmp_path, capsys):
     flags = ["--weights", str(digits_run), "--out", str(tmp_path), *FLAGS, "--modes", "float32"]
     assert main(flags) == 0

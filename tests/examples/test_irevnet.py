@@ -200,6 +200,7 @@ def test_images_come_back_bit_for_bit_whatever_the_features_lie_like(
     assert torch.equal(network.inverse(network.features(x)), network.as_read(x))
 
 
+@pytest.mark.slow
 def test_the_cifar_network_needs_exact_mode_to_train_without_stored_activations():
     # At the beginning most channels are constant: batch statistics divide the rounding errors
     # in them by next to nothing.
@@ -221,6 +222,7 @@ def test_the_cifar_network_needs_exact_mode_to_train_without_stored_activations(
     assert errors[2**-16] == 0
 
 
+@pytest.mark.slow
 def test_a_step_of_the_imagenet_network_is_that_of_ordinary_training_bit_for_bit():
     torch.manual_seed(0)
     stored = irevnet_b(checkpoint=False)
@@ -242,6 +244,7 @@ def test_images_of_the_imagenet_network_are_decoded():
     assert_equal_to_rounding(network.inverse(phi), x, 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantum", [None, 2**-16])
 @pytest.mark.parametrize("preset", [irevnet_cifar10, irevnet_cifar10_small, irevnet_digits])
 def test_the_small_presets_keep_the_laws_of_a_layer(preset, quantum):
@@ -256,6 +259,7 @@ def test_a_network_in_training_keeps_the_laws_of_a_layer(quantum):
     inversecheck(network.body, network.as_read(torch.randn(4, 3, 8, 8).double()))
 
 
+@pytest.mark.slow
 def test_the_imagenet_network_keeps_the_laws_of_a_layer():
     network = irevnet_b().eval()
     inversecheck(network.body, network.as_read(torch.randn(1, 3, 64, 64)))

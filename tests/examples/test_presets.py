@@ -45,6 +45,7 @@ def network_and_images(name, **settings):
     return network, torch.randn(4, network.in_channels, 32, 32)
 
 
+@pytest.mark.slow
 def test_each_preset_has_its_number_of_parameters():
     with torch.device("meta"):
         networks = {name: make() for name, make in PRESETS.items()}

@@ -17,10 +17,7 @@ from experiment.folder import (
     writing,
 )
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("_in_a_folder_of_its_own")
 
 
 def folder(name="run"):

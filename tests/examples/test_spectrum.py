@@ -201,6 +201,7 @@ def test_the_figure_has_a_curve_for_each_image(full):
     np.testing.assert_allclose(energy.lines[0].get_ydata(), spectra[0].shares())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "count"), [([], 256), (["--full-up-to", "255"], 12)])
 def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path, flags, count):
     flags = [*flags, "--leading", "12", "--samples", "8", "--threads", "1", "--limit", "2"]

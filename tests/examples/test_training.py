@@ -18,6 +18,8 @@ import train_imagenet
 from experiment.folder import load_checkpoint
 from trainer import training
 
+pytestmark = pytest.mark.usefixtures("_in_a_folder_of_its_own")
+
 TINY = ["--blocks", "1", "1", "1", "--epochs", "2", "--batch-size", "479", "--milestones", "1"]
 SCRIPT = Path(train_imagenet.__file__)
 # Python 3.12 and later warn of processes that are forked beside threads, as torch has them.
@@ -25,11 +27,6 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWar
 LEFT = ["best.pt", "checkpoint.pt", "curves.png", "log.jsonl", "reconstructions.png"]
 LEFT += ["settings.json"]
 MEASURED = ("loss", "accuracy", "top5_accuracy")
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -97,6 +94,7 @@ def assert_same_state(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_on_digits_and_shows_them_twice(capsys):
     assert train_imagenet.main(TINY) == 0
     output = capsys.readouterr().out

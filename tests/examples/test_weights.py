@@ -146,6 +146,7 @@ def cifar10():
     return irevnet_cifar10(quantum=None).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_released_weights_are_loaded_in_the_format_of_their_time_too(tmp_path, cifar10, zipped):
     path = tmp_path / "cifar.pth.tar"
@@ -157,10 +158,11 @@ def test_released_weights_are_loaded_in_the_format_of_their_time_too(tmp_path, c
     assert (found.classes, found.origin) == (10, f"{path}: cifar10 of the released code")
 
 
-@pytest.mark.parametrize("number", [np.float64(74.018), np.float32(74), np.int64(74)])
-def test_a_number_of_numpy_in_a_checkpoint_does_no_harm(tmp_path, cifar10, number):
+@pytest.mark.slow
+def test_numbers_of_numpy_in_a_checkpoint_do_no_harm(tmp_path, cifar10):
     path = tmp_path / "cifar.pth.tar"
-    checkpoint = released_checkpoint(cifar10, best_prec1=number)
+    numbers = [np.float64(74.018), np.float32(74), np.int64(74)]
+    checkpoint = released_checkpoint(cifar10, best_prec1=numbers)
     torch.save(checkpoint, path, _use_new_zipfile_serialization=False)
     assert load_network(path, CPU).classes == 10
 
@@ -199,6 +201,7 @@ def test_the_published_network_is_known_by_its_shapes():
     assert min(distances.values()) > 100
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused_with_their_names(tmp_path, checkpoint, cifar10):
     checkpoint["model"]["strange"] = checkpoint["model"].pop("classifier.bias")
     torch.save(checkpoint, tmp_path / "ours.pt")

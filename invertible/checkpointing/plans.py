@@ -1,0 +1,119 @@
+"""Plans, kept from run to run for as long as a module stays what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import is_
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from ..direction import Direction
+from ..module import InvertibleModule
+from .plan import Plan
+from .settings import Rebuild
+
+
+def plan_for(
+    module: InvertibleModule, direction: Direction, rebuilds: bool, asked: Rebuild | None
+) -> Plan:
+    """A module's :class:`Plan`: the one of last time if nothing in the module was exchanged.
+
+    Making one takes as long as four small convolutions for each layer, and looking whether it still
+    holds a tenth of that.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return Plan(module, direction, rebuilds, asked)
+    key = direction, rebuilds, asked
+    plans = _plans.setdefault(module, {})
+    found = plans.get(key)
+    if found is not None and found[0].still_holds(module):
+        return found[1]
+    plan = Plan(module, direction, rebuilds, asked)
+    plans.pop(key, None)
+    if _Makeup.is_enough(module):
+        plans[key] = _Makeup(module), plan
+    return plan
+
+
+class _Makeup:
+    """What a plan depends on: modules, parameters, hooks and settings in a module.
+
+    Holds no reference to the module itself, which would otherwise live as long as its plans.
+    """
+
+    __slots__ = (
+        "_attributes",
+        "_compositions",
+        "_hooks",
+        "_kinds",
+        "_own",
+        "_parts",
+        "_settings",
+        "_sizes",
+        "_values",
+    )
+
+    def __init__(self, module: InvertibleModule) -> None:
+        everything = list(module.modules())
+        self._parts = everything[1:]
+        self._kinds = list(map(type, self._parts))
+        self._compositions = [part for part in self._parts if _is_composition(part)]
+        self._own = [
+            part.__dict__[name] for part in everything for name in ("_modules", "_parameters")
+        ]
+        self._values = _values(self._own)
+        self._attributes = [part.__dict__ for part in everything]
+        self._hooks = [part.__dict__[name] for part in everything for name in _HOOKS]
+        self._sizes = self._measure()
+        self._settings = _settings([module, *self._compositions])
+
+    @staticmethod
+    def is_enough(module: InvertibleModule) -> bool:
+        """Whether the makeup tells all; users' compositions may list other members any time."""
+        return all(
+            type(part).__module__.startswith("invertible.")
+            for part in module.modules()
+            if _is_composition(part)
+        )
+
+    def still_holds(self, module: InvertibleModule) -> bool:
+        """Whether the module is as it was."""
+        now = _values(self._own)
+        return (
+            len(now) == len(self._values)
+            and all(map(is_, now, self._values))
+            and self._measure() == self._sizes
+            and all(map(is_, map(type, self._parts), self._kinds))
+            and _settings([module, *self._compositions]) == self._settings
+        )
+
+    def _measure(self) -> list[int]:
+        return [*map(len, self._attributes), *map(len, self._hooks)]
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_plans: WeakKeyDictionary[
+    InvertibleModule, dict[tuple[Direction, bool, Rebuild | None], tuple[_Makeup, Plan]]
+] = WeakKeyDictionary()
+
+
+def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, dictionaries)))
+
+
+def _is_composition(part: nn.Module) -> bool:
+    return isinstance(part, InvertibleModule) and part.members() is not None
+
+
+def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
+    hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    own = [
+        (getattr(part, "checkpoint", None), getattr(part, "check_layers", None))
+        for part in compositions
+    ]
+    return [bool(hooked), *own]
