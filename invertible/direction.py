@@ -30,10 +30,6 @@ class Direction(NamedTuple):
         method: Any = layer.inverse_and_log_det if self.inverted else layer.forward_and_log_det
         return method(state, context) if layer.conditional else method(state)  # type: ignore[no-any-return]
 
-    def undo(self, layer: InvertibleModule, state: State, context: Any) -> State:
-        """Runs a layer the other way."""
-        return (call if self.inverted else call_inverse)(layer, state, context)  # type: ignore[no-any-return]
-
 
 def call(layer: InvertibleModule, x: State, context: Any) -> Any:
     """Runs a layer, with the context if it takes one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
@@ -35,8 +34,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def version(x: Tensor) -> int:
     """How often a tensor was changed in place; 0 where torch does not count."""
-    if torch.compiler.is_compiling():
-        return 0
     try:
         return x._version
     except RuntimeError:  # an inference tensor

@@ -14,6 +14,7 @@ class Survey(NamedTuple):
 
     modules: list[nn.Module]
     with_buffers: list[nn.Module]  # or which may register some
+    read_buffers: list[nn.Module]  # those of them whose results may depend on what buffers become
     parameters: list[Tensor]
     devices: list[torch.device]  # of parameters, the CPU left out
     may_draw: bool  # random numbers
@@ -24,6 +25,7 @@ def survey(layer: nn.Module) -> Survey:
     """Walks over a layer: as ``layer.modules()``, but several times faster."""
     modules, seen = [layer], {id(layer)}
     with_buffers: list[nn.Module] = []
+    read_buffers: list[nn.Module] = []
     parameters: list[Tensor] = []
     devices: dict[torch.device, None] = {}
     # Hooks and replaced methods may do anything.
@@ -34,6 +36,8 @@ def survey(layer: nn.Module) -> Survey:
         known = _KNOWN.get(type(module)) or _is_known(type(module))
         if own["_buffers"] or not known:
             with_buffers.append(module)
+            if type(module) not in _WRITE_ONLY:
+                read_buffers.append(module)
         if not known or own["_forward_hooks"] or own["_forward_pre_hooks"]:
             may_draw = True
             may_be_compiled |= "_orig_mod" in own["_modules"]  # torch.compile(module)
@@ -49,8 +53,13 @@ def survey(layer: nn.Module) -> Survey:
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 modules.append(child)
-    return Survey(modules, with_buffers, parameters, list(devices), may_draw, may_be_compiled)
+    return Survey(
+        modules, with_buffers, read_buffers, parameters, list(devices), may_draw, may_be_compiled
+    )
 
+
+# In train mode they only write their running statistics, and in eval mode only read them.
+_WRITE_ONLY = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 
 _KNOWN: dict[type, bool] = {}
 

@@ -46,7 +46,7 @@ class Move:
     def undo(self, y: State) -> State:
         """Rebuilds the input."""
         with torch.no_grad():
-            x = self.step.direction.undo(self.step.layer, y, None)
+            x = self.step.undo(y, None)
         return tuple(
             restored(stream, layout, self.step.place)
             for layout, stream in zip(self.layouts, streams_of(x), strict=True)
@@ -84,17 +84,16 @@ class Chain:
     def record(self, step: Step, x: Any) -> tuple[Any, Tensor | None]:
         """Runs the next layer."""
         streams = x if isinstance(x, tuple) else (x,)
-        inputs = [self._number(stream) for stream in streams]
-        # What an injective layer's inverse throws away can't be rebuilt.
-        if step.is_anchor or (step.direction.inverted and not step.layer.bijective):
+        inputs = self._numbers(streams)
+        if step.stores_input:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
-        if not step.layer.moves_only:
+        if not step.moves_only:
             frame, y, log_det = self._run(step, x, streams)
             frame.takes_tuple = isinstance(x, tuple)
             self._connect(frame, streams, inputs, y)
             return y, log_det
-        y, log_det = step.direction.run(step.layer, x, None)
+        y, log_det = step.run(x, None)
         if not all(id(stream) in self._live for stream in streams_of(y)):  # as behind Swap
             self._connect(Move(step, streams), streams, inputs, y)
         return y, log_det
@@ -122,27 +121,29 @@ class Chain:
         self._rng = frame.circumstances.rng
         return frame, y, log_det
 
-    def _number(self, stream: Tensor) -> int:
-        """The number of a tensor, a new one for a tensor that comes from outside."""
-        known = self._live.get(id(stream))
-        if known is not None:
-            return known[0]
-        number = len(self._consumers)
-        self._consumers.append(None)
-        self._live[id(stream)] = number, stream
-        return number
+    def _numbers(self, streams: Sequence[Tensor]) -> list[int]:
+        """The numbers of tensors, new ones for those that no layer of this chain made."""
+        live, found = self._live, []
+        for stream in streams:
+            known = live.get(id(stream))
+            if known is None:
+                known = live[id(stream)] = len(self._consumers), stream
+                self._consumers.append(None)
+            found.append(known[0])
+        return found
 
     def _connect(
-        self, link: Frame | Move, streams: Sequence[Tensor], inputs: list[int], y: State
+        self, link: Frame | Move, streams: Sequence[Tensor], inputs: list[int], y: Any
     ) -> None:
         """Notes which tensors a layer consumed and which it made."""
-        outputs = [self._number(stream) for stream in streams_of(y)]
-        index = len(self._links)
+        link.returns_tuple = isinstance(y, tuple)
+        outputs = self._numbers(y if link.returns_tuple else (y,))
+        consumers, index = self._consumers, len(self._links)
         for stream, number in zip(streams, inputs, strict=True):
-            if number not in outputs and self._consumers[number] is None:
-                self._consumers[number] = index
+            if number not in outputs and consumers[number] is None:
+                consumers[number] = index
                 del self._live[id(stream)]
-        link.inputs, link.outputs, link.returns_tuple = inputs, outputs, isinstance(y, tuple)
+        link.inputs, link.outputs = inputs, outputs
         self._links.append(link)
 
     def _fill(self, frame: Frame) -> None:

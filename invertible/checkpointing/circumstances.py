@@ -41,7 +41,7 @@ class Circumstances:
         self._devices = devices
         self._versions = versions(found.parameters)
         self._autocast = _autocast_settings(devices)
-        self._buffers = _copy_buffers(found.with_buffers)
+        self._buffers = _copy_buffers(found.read_buffers) if found.read_buffers else []
         # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
         self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
         self.rng_after: RNGStates | None = None
@@ -49,7 +49,8 @@ class Circumstances:
 
     def close(self, drawing_shows: bool) -> None:
         """Forgets what the layer left alone; whether it drew may not show in the generators."""
-        self._buffers = [entry for entry in self._buffers if entry.changed()]
+        if self._buffers:
+            self._buffers = [entry for entry in self._buffers if entry.changed()]
         if self.rng_before is not None and drawing_shows:
             self.rng = _reuse(self.rng_before, get_rng_states(self._devices))
             if self.rng is self.rng_before:
@@ -129,8 +130,6 @@ class _BufferCopy(NamedTuple):
 
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# In train mode they only write their running statistics, and in eval mode only read them.
-_WRITE_ONLY = (*_BATCH_NORMS, nn.SyncBatchNorm)
 
 
 def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
@@ -144,7 +143,6 @@ def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
             copies.setdefault(id(buffer), buffer.detach().clone()),
         )
         for part in modules
-        if part._buffers and type(part) not in _WRITE_ONLY
         for name, buffer in part._buffers.items()
         if buffer is not None
     ]

@@ -74,26 +74,20 @@ class Frame:
         with saved_tensors_hooks(pack, unpack):
             if step.untraced:
                 with no_trace(step.layer, (x, context)):
-                    y, log_det = step.direction.run(step.layer, x, context)
+                    y, log_det = step.run(x, context)
             else:
-                y, log_det = step.direction.run(step.layer, x, context)
+                y, log_det = step.run(x, context)
         # Behind an inverse the generators are as before, whatever was drawn.
         self.circumstances.close(drawing_shows=not (step.untraced or step.direction.inverted))
         return y, log_det
 
     def rebuild(self, y: State) -> Any:
         """Rebuilds the input state and all saved tensors from the output state."""
-        return self._record(lambda replay: self.step.layer.rebuild(y, replay), y)
+        return self._record(self.step.layer.rebuild, y, y)
 
     def rerun(self, x: State) -> Any:
         """Rebuilds all saved tensors from an input state that was stored."""
-
-        def run(replay: Replay) -> Any:
-            again = replay.restore_state(x)
-            replay.run(again)
-            return again
-
-        return self._record(run, None)
+        return self._record(_run_again, x, None)
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
@@ -110,7 +104,9 @@ class Frame:
     def _replay(self, y: State | None) -> Replay:
         return Replay(self.step, self.context, self.layouts, self.circumstances, y)
 
-    def _record(self, run: Callable[[Replay], Any], y: State | None) -> Any:
+    def _record(
+        self, run: Callable[[State, Replay], Any], given: State, output: State | None
+    ) -> Any:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
@@ -120,7 +116,7 @@ class Frame:
                 torch.enable_grad(),
                 saved_tensors_hooks(self.hook(_collect, found, versions), _refuse),
             ):
-                result = run(self._replay(y))
+                result = run(given, self._replay(output))
             if not self.circumstances.has_drawn_alike():
                 raise RuntimeError(
                     f"{self.step.place} drew other random numbers when it was run again than in "
@@ -129,7 +125,7 @@ class Frame:
         finally:
             self.circumstances.leave()
         self._require_same(found, versions)
-        self.saved = list(found)
+        self.saved = [*found]
         # The hook that holds the list is held by the graph, and this by the tensors.
         found.clear()
         return result
@@ -146,6 +142,12 @@ class Frame:
                 f"{self.step.place} changes a tensor in place that its gradient needs. Make the "
                 "in-place operation behind it out of place."
             )
+
+
+def _run_again(x: State, replay: Replay) -> State:
+    x = replay.restore_state(x)
+    replay.run(x)
+    return x
 
 
 def _request(requests: list[tuple[int, torch.dtype]], tensor: Tensor) -> int:

@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._support.survey import Survey, survey
-from ..direction import Direction
+from ..direction import Direction, call, call_inverse
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
 from .settings import Rebuild
 
 
-class Step(NamedTuple):
-    """A layer that is run, and how."""
+@dataclass(slots=True, eq=False)
+class Step:
+    """A layer that is run, and how; what is asked of a layer in every run is found once."""
 
     layer: InvertibleModule
     direction: Direction
     name: str  # its place in the composition, as get_submodule takes it
     rebuild: Rebuild | None  # how its activations are rebuilt; None stores them
-    is_anchor: bool  # whether the state that enters it is stored
+    stores_input: bool  # whether the state that enters it is stored
     is_whole: bool  # whether it is a composition that is called as a whole
     untraced: bool  # a forward within an inverse, which must leave no trace
     grid: Grid | None  # the range that its output is checked against, if any
     survey: Survey | None  # what it consists of, if it is rebuilt
+    conditional: bool = field(init=False)
+    moves_only: bool = field(init=False)
+    is_ours: bool = field(init=False)  # whose results need no check
+    _method: Callable[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        layer = self.layer
+        self.conditional, self.moves_only = layer.conditional, layer.moves_only
+        self.is_ours = type(layer).__module__.startswith("invertible.")
+        method = self.direction.method
+        # A call goes through hooks, and through what torch.compile made of the layer.
+        self._method = layer if method == "forward" else getattr(layer, method)
 
     @property
     def place(self) -> str:
         return f"layer {self.name} ({type(self.layer).__name__})"
+
+    def run(self, state: Any, context: Any) -> tuple[Any, Tensor | None]:
+        """Runs the layer; the log-determinant is None unless it is asked for."""
+        result = self._method(state, context) if self.conditional else self._method(state)
+        return result if self.direction.log_det else (result, None)
+
+    def undo(self, state: Any, context: Any) -> Any:
+        """Runs the layer the other way."""
+        return (call if self.direction.inverted else call_inverse)(self.layer, state, context)
 
 
 class Branches(NamedTuple):
@@ -125,13 +147,14 @@ class Plan:
         self.layers.append(layer)
         is_whole = layer.members() is not None
         untraced = self._inverted and not inverted
-        rebuild, is_anchor, found = None, False, None
+        rebuild, stores_input, found = None, False, None
         if scope is not None:
-            rebuild, is_anchor = scope.rebuild, scope.is_anchor()
-            found = None if is_whole else survey(layer)
+            # What an injective layer's inverse throws away can't be rebuilt.
+            stores_input = scope.is_anchor() or (inverted and not layer.bijective)
+            rebuild, found = scope.rebuild, None if is_whole else survey(layer)
             self.rebuilds = True
         way = self._ways[inverted]
-        return Step(layer, way, name, rebuild, is_anchor, is_whole, untraced, grid, found)
+        return Step(layer, way, name, rebuild, stores_input, is_whole, untraced, grid, found)
 
     def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
         """Whether a composition's method does no more than run its members."""

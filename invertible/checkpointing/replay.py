@@ -88,7 +88,7 @@ class Replay:
     def undo(self, y: State) -> Any:
         """The input from the output by the layer's other direction, without grad; restored."""
         with torch.no_grad():
-            x = self._step.direction.undo(self._step.layer, y, self.context)
+            x = self._step.undo(y, self.context)
         return self.restore_state(x)
 
     def restore_state(self, x: State) -> Any:
@@ -104,7 +104,7 @@ class Replay:
             RuntimeError: If random numbers led elsewhere than in the forward pass.
         """
         self._circumstances.rewind()
-        y, log_det = self._step.direction.run(self._step.layer, x, self.context)
+        y, log_det = self._step.run(x, self.context)
         if self._circumstances.drew and self._output is not None:
             self._require_undone(y, self._output)
         return y, log_det

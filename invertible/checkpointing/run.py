@@ -92,9 +92,25 @@ class _Follower:
 
     def _steps(self, steps: Steps, state: Any) -> Any:
         for step in steps:
-            state = (
-                self._fork(step, state) if isinstance(step, Branches) else self._step(step, state)
-            )
+            if isinstance(step, Branches):
+                state = self._fork(step, state)
+                continue
+            try:
+                if step.rebuild is None or step.is_whole:
+                    state, log_det = self._store(step, state)
+                else:
+                    if self.chain is None:
+                        self.chain = Chain(self.context)
+                    state, log_det = self.chain.record(step, state)
+                if not step.is_ours:
+                    expect_returned(step.layer, state)
+                if step.grid is not None:
+                    check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
+            except Exception as error:
+                error.add_note(f"In {step.place} of {type(self.module).__name__}.")
+                raise
+            if log_det is not None:
+                self.log_dets.append(log_det)
         return state
 
     def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
@@ -125,38 +141,16 @@ class _Follower:
                 streams[place] = stream
         return tuple(streams)
 
-    def _step(self, step: Step, state: Any) -> Any:
-        try:
-            if step.rebuild is None or step.is_whole:
-                state, log_det = self._store(step, state)
-            else:
-                state, log_det = self._record(step, state)
-            expect_returned(step.layer, state)
-            if step.grid is not None:
-                check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
-        except Exception as error:
-            error.add_note(f"In {step.place} of {type(self.module).__name__}.")
-            raise
-        if log_det is not None:
-            self.log_dets.append(log_det)
-        return state
-
-    def _record(self, step: Step, state: Any) -> tuple[Any, Tensor | None]:
-        """Runs a layer whose activations are rebuilt."""
-        if self.chain is None:
-            self.chain = Chain(self.context)
-        return self.chain.record(step, state)
-
     def _store(self, step: Step, state: Any) -> tuple[Any, Tensor | None]:
         """Runs a layer that stores its activations, or a composition that sees to them itself."""
         self._end_chain()
         if step.untraced:
             with no_trace(step.layer, (state, self.context)):
-                return step.direction.run(step.layer, state, self.context)
+                return step.run(state, self.context)
         if step.is_whole:
             with asking(step.rebuild):
-                return step.direction.run(step.layer, state, self.context)
-        return step.direction.run(step.layer, state, self.context)
+                return step.run(state, self.context)
+        return step.run(state, self.context)
 
     def _end_chain(self) -> None:
         if self.chain is not None:

@@ -105,13 +105,15 @@ class AdditiveCoupling(InvertibleModule):
         return replay.restore(y1 + shift if replay.inverted else y1 - shift, 0), x2
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
-        check_context(self, context)
+        if (context is None) is self._conditional:
+            check_context(self, context)
         if x1.dtype is torch.bool:
             expect_numbers(self, x1)
         if self._grid is not None:
             self._grid.require_dtype(self, x1)
             x2 = canonical(x2, self.f)  # backward as forward, whatever made the stream
-        shift = evaluate(self, self.f, x2, context)
+        f = self.f
+        shift = evaluate(self, f, x2, context)
         if not isinstance(shift, Tensor) or shift.shape != x1.shape:
             hint = (
                 "Check its channels, stride and padding."
@@ -119,13 +121,13 @@ class AdditiveCoupling(InvertibleModule):
                 else "Wrap it in a module that returns that tensor alone."
             )
             raise ValueError(
-                f"{name_of_f(self, self.f)} must return a tensor of the first stream's shape "
+                f"{name_of_f(self, f)} must return a tensor of the first stream's shape "
                 f"{tuple(x1.shape)}, got {describe(shift)} from a second stream of shape "
                 f"{tuple(x2.shape)}. {hint}"
             )
         if shift.dtype != x1.dtype and torch.promote_types(x1.dtype, shift.dtype) != x1.dtype:
             raise ValueError(
-                f"{name_of_f(self, self.f)} returned {shift.dtype}, which would change the dtype "
+                f"{name_of_f(self, f)} returned {shift.dtype}, which would change the dtype "
                 f"of the stream, {x1.dtype}. Cast f or the state."
             )
         return shift if self._grid is None else self._grid.round(shift.to(x1.dtype))
