@@ -107,7 +107,8 @@ class _Follower:
                 if step.grid is not None:
                     check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
             except Exception as error:
-                error.add_note(f"In {step.place} of {type(self.module).__name__}.")
+                if step.layer is not self.module:
+                    error.add_note(f"In {step.place} of {type(self.module).__name__}.")
                 raise
             if log_det is not None:
                 self.log_dets.append(log_det)
@@ -130,9 +131,15 @@ class _Follower:
                 streams[place] = found
                 continue
             places = [_position(owner, i, streams) for i in member.streams or ()]
+            if len(set(places)) != len(places):
+                raise ValueError(
+                    f"{owner} takes each stream once, got {member.streams} and a state of "
+                    f"{len(streams)}, in which some of these are the same."
+                )
             found = self._steps(steps, tuple(streams[place] for place in places))
             if not isinstance(found, tuple) or len(found) != len(places):
-                raise ValueError(
+                error = ValueError if isinstance(found, tuple) else TypeError
+                raise error(
                     f"{owner} hands {len(places)} streams to layer {member.name} "
                     f"({type(member.layer).__name__}) and takes as many back, got "
                     f"{describe(found)}."
