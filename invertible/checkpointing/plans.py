@@ -113,7 +113,7 @@ def _is_composition(part: nn.Module) -> bool:
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
     hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     own = [
-        (getattr(part, "checkpoint", None), getattr(part, "check_layers", None))
+        [getattr(part, name, None) for name in ("checkpoint", "check_layers", "streams")]
         for part in compositions
     ]
     return [bool(hooked), *own]

@@ -93,7 +93,7 @@ class _Follower:
     def _steps(self, steps: Steps, state: Any) -> Any:
         for step in steps:
             if isinstance(step, Branches):
-                state = self._fork(step, state)
+                state = self._branch(step, state)
                 continue
             try:
                 if step.rebuild is None or step.is_whole:
@@ -113,6 +113,18 @@ class _Follower:
             if log_det is not None:
                 self.log_dets.append(log_det)
         return state
+
+    def _branch(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
+        """Runs branches, and notes their place where they fail by themselves."""
+        try:
+            return self._fork(fork, state)
+        except Exception as error:
+            # An error of a layer has its note already.
+            if fork.name and not hasattr(error, "__notes__"):
+                error.add_note(
+                    f"In layer {fork.name} ({fork.owner}) of {type(self.module).__name__}."
+                )
+            raise
 
     def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
         """Runs layers on some streams each, one after the other."""
