@@ -177,6 +177,11 @@ class InvertibleModule(nn.Module, ABC):
                         child._compiled_call_impl = torch.compile(calling(child), **options)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_plans", None)  # what plan_for keeps is of this very object
+        return state
+
     @property
     def _puts_on_grid(self) -> bool:
         """Whether an exact layer takes states beside the grid, and rounds them."""
