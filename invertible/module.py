@@ -212,7 +212,8 @@ class Member(NamedTuple):
 def _zeros(state: State) -> Tensor:
     """The log-determinant of a layer that preserves volume, one zero an example."""
     first = streams_of(state)[0]
-    dtype = first.dtype.to_real()
+    # Dynamo can't trace dtype.to_real().
+    dtype = first.real.dtype if first.is_complex() else first.dtype
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
     return first.new_zeros(first.shape[0], dtype=dtype)
