@@ -54,7 +54,7 @@ class Frame:
         found = step.survey
         assert found is not None, "made for the steps that are rebuilt"
         self.step = step
-        self.context = context
+        self.context = context if step.conditional else None
         self.layouts = [layout_of(stream) for stream in streams]
         self.circumstances = Circumstances(found, _united(devices, found.devices), rng)
         # Compiled sub-networks would compile the hooks as well.

@@ -59,6 +59,7 @@ class Branches(NamedTuple):
     """Steps for some streams of a state each; the other streams wait."""
 
     owner: str  # the class of the composition
+    name: str  # and its place, as that of a step
     stream_count: int | None  # how many streams the state must have
     members: list[tuple[Member, Steps]]
 
@@ -131,7 +132,7 @@ class Plan:
             else:
                 if branches is None:
                     count = getattr(module, "stream_count", None)
-                    branches = Branches(type(module).__name__, count, [])
+                    branches = Branches(type(module).__name__, name, count, [])
                     found.append(branches)
                 branches.members.append((member, steps))
         return found
