@@ -23,12 +23,12 @@ def layout_of(x: Tensor) -> Layout:
     return x.shape, x.stride(), x.dtype, x.requires_grad
 
 
-def restored(x: Tensor, layout: Layout, place: str) -> Tensor:
+def restored(x: Tensor, layout: Layout, step: Step) -> Tensor:
     """Rebuilt values in the original's strides, cut off from their graph."""
     shape, stride, dtype, _ = layout
     if x.shape != shape or x.dtype != dtype:
         raise RuntimeError(
-            f"{place} took a stream of shape {tuple(shape)} and {dtype}, and was rebuilt with "
+            f"{step.place} took a stream of shape {tuple(shape)} and {dtype}, and was rebuilt with "
             f"{tuple(x.shape)} and {x.dtype}."
         )
     x = x.detach()
@@ -82,7 +82,7 @@ class Replay:
             RuntimeError: If shape or dtype are not those of the original.
         """
         layout = self._layouts[stream]
-        x = restored(x, layout, self._step.place)
+        x = restored(x, layout, self._step)
         return x.requires_grad_() if layout[3] else x
 
     def undo(self, y: State) -> Any:
