@@ -36,8 +36,12 @@ class Step:
     def __post_init__(self) -> None:
         layer = self.layer
         self.conditional, self.moves_only = layer.conditional, layer.moves_only
-        self.is_ours = type(layer).__module__.startswith("invertible.")
         method = self.direction.method
+        self.is_ours = (
+            type(layer).__module__.startswith("invertible.")
+            and not has_hooks(layer)
+            and method not in layer.__dict__
+        )
         # A call goes through hooks, and through what torch.compile made of the layer.
         self._method = layer if method == "forward" else getattr(layer, method)
 

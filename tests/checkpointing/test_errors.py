@@ -225,6 +225,14 @@ def test_a_layer_that_returns_no_state_is_refused(make, checkpoint, method):
     assert caught.value.__notes__ == ["In layer 1 (Returns) of InvertibleSequential."]
 
 
+@pytest.mark.parametrize("inner", [Swap, lambda: InvertibleSequential(Swap())])
+def test_a_hook_that_makes_no_state_is_refused(inner, checkpoint):
+    network = InvertibleSequential(Swap(), inner(), Swap(), checkpoint=checkpoint)
+    network[1].register_forward_hook(lambda *given: list(given[-1]))
+    with pytest.raises(TypeError, match="must return a tensor or a plain tuple of tensors, got a"):
+        network(pair())
+
+
 @pytest.mark.parametrize("method", ["forward", "inverse"])
 @pytest.mark.parametrize("make", [lambda a, b: {"a": a, "b": b}, lambda a, b: [a, b], Named])
 @pytest.mark.parametrize(
