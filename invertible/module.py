@@ -182,6 +182,9 @@ class InvertibleModule(nn.Module, ABC):
         state.pop("_plans", None)  # what plan_for keeps is of this very object
         return state
 
+    # Whether forward and inverse return the tensors themselves that they are given, rearranged.
+    _hands_through = False
+
     @property
     def _puts_on_grid(self) -> bool:
         """Whether an exact layer takes states beside the grid, and rounds them."""

@@ -35,6 +35,7 @@ class Identity(InvertibleModule):
 
     volume_preserving = True
     moves_only = True
+    _hands_through = True
 
     def forward(self, x: Any) -> Any:
         return expect_state(self, x)

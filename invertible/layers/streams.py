@@ -179,6 +179,7 @@ class Swap(InvertibleModule):
 
     volume_preserving = True
     moves_only = True
+    _hands_through = True
 
     def forward(self, x: Pair) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
