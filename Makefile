@@ -6,10 +6,17 @@ PYTHON ?= python3
 #   make demo TORCH=torch                                 the newest, with CUDA on Linux
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= $(shell grep '^torch==' constraints.txt)
+# The same for test-versions, which keeps an environment for each and for each Python:
+#   make test-versions PYTHON=python3.12 NEWEST=torch==2.14.1
+OLDEST ?= $(shell sed -n '/^ *"torch>=/{s/>=/==/;s/[" ]//g;s/,$$//p}' pyproject.toml)
+NEWEST ?= torch
 # More arguments for the command that a target runs: make test ARGS="-k split"
 ARGS ?=
 
 VENV := .venv
+VENV_OLDEST := .venv-oldest-$(notdir $(PYTHON))
+VENV_NEWEST := .venv-newest-$(notdir $(PYTHON))
+LIBRARY := tests invertible --ignore=tests/examples --ignore=tests/benchmarks
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -23,7 +30,7 @@ export TORCH
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 17
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
 
 .PHONY: demo
 demo: $(STAMPS)/examples ## Train a small i-RevNet on handwritten digits and decode them back
@@ -32,6 +39,14 @@ demo: $(STAMPS)/examples ## Train a small i-RevNet on handwritten digits and dec
 .PHONY: test
 test: $(STAMPS)/test ## Run the tests, the examples in docstrings and the code in the docs
 	HYPOTHESIS_PROFILE=ci $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-versions
+test-versions: ## Run the tests of the library on the oldest torch it takes and on the newest
+	$(MAKE) test VENV=$(VENV_OLDEST) TORCH="$(OLDEST)" ARGS="$(LIBRARY) $(ARGS)"
+	$(MAKE) test VENV=$(VENV_NEWEST) TORCH="$(NEWEST)" ARGS="$(LIBRARY) $(ARGS)"
+	@for venv in $(VENV_OLDEST) $(VENV_NEWEST); do $$venv/bin/python -c \
+		'import sys, torch; print("passed: Python", *sys.version.split()[:1], "torch", torch.__version__)'; \
+	done
 
 .PHONY: lint
 lint: ruff types ## Check style and types
@@ -56,7 +71,7 @@ linkcheck: $(STAMPS)/docs ## Try the links that lead out of the documentation
 
 .PHONY: clean
 clean: ## Remove all that make made, .venv included; runs/ stays
-	rm -rf $(VENV) docs/_build docs/learn dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* docs/_build docs/learn dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMPS)/venv:

@@ -177,6 +177,11 @@ class InvertibleModule(nn.Module, ABC):
                         child._compiled_call_impl = torch.compile(calling(child), **options)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state.pop("_plans", None)  # what plan_for keeps is of this very object
+        return state
+
     @property
     def _puts_on_grid(self) -> bool:
         """Whether an exact layer takes states beside the grid, and rounds them."""
@@ -207,7 +212,8 @@ class Member(NamedTuple):
 def _zeros(state: State) -> Tensor:
     """The log-determinant of a layer that preserves volume, one zero an example."""
     first = streams_of(state)[0]
-    dtype = first.dtype.to_real()
+    # Dynamo can't trace dtype.to_real().
+    dtype = first.real.dtype if first.is_complex() else first.dtype
     if not dtype.is_floating_point:
         dtype = torch.get_default_dtype()
     return first.new_zeros(first.shape[0], dtype=dtype)

@@ -1,9 +1,10 @@
 """Small layers, sub-networks, compositions, states and training steps that several tests share."""
 
 import copy
+import gc
 import pickle
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from torch.nn import functional as F
 
 from invertible import (
     AdditiveCoupling,
+    Composite,
     InvertibleModule,
     InvertibleSequential,
+    Member,
     Merge,
     PixelUnshuffle,
     Split,
     Swap,
+    no_trace,
 )
 
 # --- layers
@@ -89,6 +93,58 @@ class Double(InvertibleModule):
         return y / 2
 
 
+class AffineCoupling(InvertibleModule):
+    """Scales and shifts a stream by a function of the other; see docs/howto/own_layer_once.rst."""
+
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.forward_and_log_det(x)[0]
+
+    def inverse(self, y):
+        return self.inverse_and_log_det(y)[0]
+
+    def forward_and_log_det(self, x):
+        x1, x2 = x
+        y1, log_det = self.map(x1, *self.parameters_from(x2), inverted=False)
+        return (y1, x2), log_det
+
+    def inverse_and_log_det(self, y):
+        y1, x2 = y
+        with no_trace(self.f, y):
+            s, t = self.parameters_from(x2)
+        x1, log_det = self.map(y1, s, t, inverted=True)
+        return (x1, x2), log_det
+
+    def rebuild(self, y, replay):
+        y1, x2 = y
+        x2 = replay.restore(x2, 1)
+        s, t = self.parameters_from(x2)
+        with torch.no_grad():
+            x1, _ = self.map(y1, s, t, inverted=not replay.inverted)
+        x1 = replay.restore(x1, 0)
+        self.map(x1, s, t, replay.inverted)
+        return x1, x2
+
+    def parameters_from(self, x2):
+        s, t = self.f(x2).chunk(2, dim=1)
+        return s.tanh(), t
+
+    @staticmethod
+    def map(x1, s, t, inverted):
+        if inverted:
+            return (x1 - t) * (-s).exp(), -s.flatten(1).sum(1)
+        return x1 * s.exp() + t, s.flatten(1).sum(1)
+
+
+class TwiceEvaluated(AffineCoupling):
+    """The same, rebuilt by the default: inverted, and then run again."""
+
+    rebuild = InvertibleModule.rebuild
+
+
 # --- sub-networks
 
 
@@ -109,6 +165,47 @@ class AddsContext(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         return self.conv(x) * context.view(-1, 1, 1, 1)
+
+
+class Counting(nn.Module):
+    """A sub-network that counts how often it is evaluated."""
+
+    def __init__(self, f: nn.Module):
+        super().__init__()
+        self.f = f
+        self.evaluations = 0
+
+    def forward(self, *inputs: Any) -> Any:
+        self.evaluations += 1
+        return self.f(*inputs)
+
+
+def evaluations(module: nn.Module) -> list[int]:
+    """What all :class:`Counting` sub-networks counted."""
+    return [part.evaluations for part in module.modules() if isinstance(part, Counting)]
+
+
+class Probe(nn.Module):
+    """A sub-network that records something whenever it is evaluated."""
+
+    def __init__(self, f: nn.Module, record: Callable[[nn.Module, Tensor], Any]):
+        super().__init__()
+        self.f = f
+        self.record = record
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.record(self, x))
+        return self.f(x)
+
+
+def probes(module: nn.Module) -> list[Probe]:
+    return [part for part in module.modules() if isinstance(part, Probe)]
+
+
+def linear(channels: int = 2, out: int | None = None) -> nn.Sequential:
+    """A sub-network for states without space."""
+    return nn.Sequential(nn.Linear(channels, out or channels), nn.Tanh())
 
 
 def batch_norm_net(channels: int = 2) -> nn.Sequential:
@@ -146,6 +243,17 @@ def body(depth: int = 4, make: Callable[[], nn.Module] = lambda: bottleneck(4), 
     """Images with 2 channels through couplings on two streams of 4, in float64."""
     layers = (PixelUnshuffle(2), Split(), *couplings(depth, make), Merge())
     return InvertibleSequential(*layers, **options).double()
+
+
+class Chained(Composite):
+    """Somebody's own container."""
+
+    def __init__(self, *layers: InvertibleModule):
+        super().__init__()
+        self.parts = nn.ModuleList(layers)
+
+    def members(self):
+        return [Member(f"parts.{i}", part) for i, part in enumerate(self.parts)]
 
 
 # --- states
@@ -202,3 +310,65 @@ def assert_same_step(found: dict[str, Any], expected: dict[str, Any], rtol: floa
     torch.testing.assert_close(found["random"], expected["random"], rtol=0, atol=0)
     for name in ("input gradient", "gradients"):
         torch.testing.assert_close(found[name], expected[name], rtol=rtol, atol=rtol)
+
+
+# --- the same network with stored and with rebuilt activations
+
+
+def both(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
+    """The same network twice: storing activations, and rebuilding them."""
+    torch.manual_seed(0)
+    stored = make()
+    rebuilt = copy.deepcopy(stored)
+    for part in rebuilt.modules():
+        if isinstance(part, Composite):
+            part.checkpoint = True
+    return stored, rebuilt
+
+
+def assert_same_gradients(
+    networks: Sequence[nn.Module], loss: Callable[[Any], Tensor], tolerance: float = 1e-9
+) -> None:
+    """All networks get the same gradients from a loss, and none for the same parameters."""
+    results = []
+    for network in networks:
+        network.zero_grad()
+        torch.manual_seed(1)
+        loss(network).backward()
+        results.append([p.grad for p in network.parameters()])
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=tolerance, atol=tolerance)
+
+
+# --- memory
+
+
+class Memory(NamedTuple):
+    """Bytes that a call leaves allocated, the most that it had, and what it returned."""
+
+    held: int
+    peak: int
+    result: Any
+
+
+def memory_of(function: Callable[[], Any]) -> Memory:
+    """What a call allocates on the CPU, as the profiler counts it."""
+    gc.disable()  # else garbage of others might be freed meanwhile
+    try:
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            result = function()
+    finally:
+        gc.enable()
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return Memory(now, peak, result)
+
+
+def memory_of_step(network: Callable[..., Tensor], x: Tensor) -> tuple[int, int]:
+    """Bytes that a training step holds between its passes, and the most that it ever has."""
+    forward = memory_of(lambda: network(x))
+    backward = memory_of(lambda: forward.result.sum().backward())
+    return forward.held, max(forward.peak, forward.held + backward.peak)

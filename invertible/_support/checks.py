@@ -107,7 +107,7 @@ def expect_streams(
         else:
             hint = FROM_FORWARD if inverse else f"Put {split} before it to make them."
         raise TypeError(f"{name} takes {kind}, got {describe(x)}. {hint}")
-    if count is not None and len(x) != count:
+    if not x or (count is not None and len(x) != count):
         raise ValueError(
             f"{name} takes {kind}, got {describe(x)}. "
             + (FROM_FORWARD if inverse else f"{split} makes as many as it takes.")

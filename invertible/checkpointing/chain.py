@@ -48,7 +48,7 @@ class Move:
         with torch.no_grad():
             x = self.step.undo(y, None)
         return tuple(
-            restored(stream, layout, self.step.place)
+            restored(stream, layout, self.step)
             for layout, stream in zip(self.layouts, streams_of(x), strict=True)
         )
 

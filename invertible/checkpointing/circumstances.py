@@ -13,6 +13,7 @@ from .._support.generators import RNGStates, get_rng_states, same_rng_states, se
 from .._support.no_trace import Places, put_back
 from .._support.survey import Survey
 from ..state import version, versions
+from .plan import Step
 
 
 class Circumstances:
@@ -63,16 +64,16 @@ class Circumstances:
         """Whether the layer drew random numbers, or may have drawn some."""
         return self.rng_before is not None
 
-    def enter(self, place: str) -> None:
+    def enter(self, step: Step) -> None:
         """Puts all as the layer found it."""
         parameters = self._survey.parameters
         now = versions(parameters)
         if now != self._versions:
             changed = next(i for i, was in enumerate(self._versions) if was != now[i])
             raise RuntimeError(
-                f"a parameter of {place}, of shape {tuple(parameters[changed].shape)}, was changed "
-                "in place between forward and backward: its activations can't be rebuilt. Call "
-                "backward before optimizer.step()."
+                f"a parameter of {step.place}, of shape {tuple(parameters[changed].shape)}, was "
+                "changed in place between forward and backward: its activations can't be rebuilt. "
+                "Call backward before optimizer.step()."
             )
         self._places: Places = [(m._buffers, dict(m._buffers)) for m in self._survey.with_buffers]
         self._now = get_rng_states(self._devices) if self.drew else None
@@ -148,8 +149,10 @@ def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
     ]
 
 
-# Running statistics that BatchNorm may write to in a second run, and nobody reads.
-_scratches: WeakKeyDictionary[nn.Module, dict[str, Tensor | None]] = WeakKeyDictionary()
+# Running statistics that BatchNorm may write to in a second run, and nobody reads, and the true
+# mean that they were made for.
+_scratches: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[str, Tensor | None]]]
+_scratches = WeakKeyDictionary()
 
 
 def _scratch(norm: nn.Module) -> dict[str, Tensor | None]:
@@ -157,20 +160,10 @@ def _scratch(norm: nn.Module) -> dict[str, Tensor | None]:
     if mean is None or var is None:
         return {}
     found = _scratches.get(norm)
-    if found is None or not _are_alike(found["running_mean"], mean):
-        found = {"running_mean": mean.clone(), "running_var": var.clone()}
-        found["num_batches_tracked"] = None
-        _scratches[norm] = found
-    return found
-
-
-def _are_alike(one: Tensor | None, other: Tensor) -> bool:
-    return (
-        one is not None
-        and one.dtype == other.dtype
-        and one.device == other.device
-        and one.shape == other.shape
-    )
+    if found is None or found[0] is not mean:  # moved to another device, for instance
+        scratch = {"running_mean": mean.clone(), "running_var": var.clone()}
+        found = _scratches[norm] = mean, {**scratch, "num_batches_tracked": None}
+    return found[1]
 
 
 def _reuse(old: RNGStates | None, new: RNGStates) -> RNGStates:

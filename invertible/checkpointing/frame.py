@@ -54,13 +54,14 @@ class Frame:
         found = step.survey
         assert found is not None, "made for the steps that are rebuilt"
         self.step = step
-        self.context = context
+        self.context = context if step.conditional else None
         self.layouts = [layout_of(stream) for stream in streams]
         self.circumstances = Circumstances(found, _united(devices, found.devices), rng)
         # Compiled sub-networks would compile the hooks as well.
         self.hook: Callable[..., Any] = _uncompiled_hook if found.may_be_compiled else partial
-        # What autograd asked to save in the forward pass, and the same tensors when rebuilt.
-        self.requests: list[tuple[int, torch.dtype]] = []
+        # The sizes of what autograd asked to save in the forward pass (numbers alone, which the
+        # garbage collector need not look at), and the same tensors when they are rebuilt.
+        self.requests: list[int] = []
         self.saved: list[Tensor | None] = []
         self.asked_again = False
 
@@ -91,7 +92,7 @@ class Frame:
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
-        self.circumstances.enter(self.step.place)
+        self.circumstances.enter(self.step)
         try:
             return self._replay(y).undo(y)
         finally:
@@ -110,7 +111,7 @@ class Frame:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
-        self.circumstances.enter(self.step.place)
+        self.circumstances.enter(self.step)
         try:
             with (
                 torch.enable_grad(),
@@ -131,7 +132,7 @@ class Frame:
         return result
 
     def _require_same(self, found: list[Tensor], before: list[int]) -> None:
-        if [(x.numel(), x.dtype) for x in found] != self.requests:
+        if [x.numel() for x in found] != self.requests:
             raise RuntimeError(
                 f"{self.step.place} saved other tensors for the backward pass when it was run "
                 f"again ({len(found)}) than in the forward pass ({len(self.requests)}). Its "
@@ -150,8 +151,8 @@ def _run_again(x: State, replay: Replay) -> State:
     return x
 
 
-def _request(requests: list[tuple[int, torch.dtype]], tensor: Tensor) -> int:
-    requests.append((tensor.numel(), tensor.dtype))
+def _request(requests: list[int], tensor: Tensor) -> int:
+    requests.append(tensor.numel())
     return len(requests) - 1
 
 

@@ -36,8 +36,12 @@ class Step:
     def __post_init__(self) -> None:
         layer = self.layer
         self.conditional, self.moves_only = layer.conditional, layer.moves_only
-        self.is_ours = type(layer).__module__.startswith("invertible.")
         method = self.direction.method
+        self.is_ours = (
+            type(layer).__module__.startswith("invertible.")
+            and not has_hooks(layer)
+            and method not in layer.__dict__
+        )
         # A call goes through hooks, and through what torch.compile made of the layer.
         self._method = layer if method == "forward" else getattr(layer, method)
 
@@ -59,6 +63,7 @@ class Branches(NamedTuple):
     """Steps for some streams of a state each; the other streams wait."""
 
     owner: str  # the class of the composition
+    name: str  # and its place, as that of a step
     stream_count: int | None  # how many streams the state must have
     members: list[tuple[Member, Steps]]
 
@@ -131,7 +136,7 @@ class Plan:
             else:
                 if branches is None:
                     count = getattr(module, "stream_count", None)
-                    branches = Branches(type(module).__name__, count, [])
+                    branches = Branches(type(module).__name__, name, count, [])
                     found.append(branches)
                 branches.members.append((member, steps))
         return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import nn
@@ -26,10 +26,11 @@ def plan_for(
     Making one takes as long as four small convolutions for each layer, and looking whether it still
     holds a tenth of that.
     """
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() or module.members() is None:
         return Plan(module, direction, rebuilds, asked)
     key = direction, rebuilds, asked
-    plans = _plans.setdefault(module, {})
+    # In the module itself, which a plan may refer to: elsewhere they would keep each other alive.
+    plans: dict[Any, tuple[_Makeup, Plan]] = module.__dict__.setdefault("_plans", {})
     found = plans.get(key)
     if found is not None and found[0].still_holds(module):
         return found[1]
@@ -41,16 +42,14 @@ def plan_for(
 
 
 class _Makeup:
-    """What a plan depends on: modules, parameters, hooks and settings in a module.
-
-    Holds no reference to the module itself, which would otherwise live as long as its plans.
-    """
+    """What a plan depends on: modules, parameters, hooks and settings in a module."""
 
     __slots__ = (
         "_attributes",
         "_compositions",
         "_hooks",
         "_kinds",
+        "_module",
         "_own",
         "_parts",
         "_settings",
@@ -59,6 +58,7 @@ class _Makeup:
     )
 
     def __init__(self, module: InvertibleModule) -> None:
+        self._module = ref(module)  # a replica has its dictionary, and other parts
         everything = list(module.modules())
         self._parts = everything[1:]
         self._kinds = list(map(type, self._parts))
@@ -67,9 +67,9 @@ class _Makeup:
             part.__dict__[name] for part in everything for name in ("_modules", "_parameters")
         ]
         self._values = _values(self._own)
-        self._attributes = [part.__dict__ for part in everything]
+        self._attributes = [part.__dict__ for part in self._parts]
         self._hooks = [part.__dict__[name] for part in everything for name in _HOOKS]
-        self._sizes = self._measure()
+        self._sizes = self._measure(module)
         self._settings = _settings([module, *self._compositions])
 
     @staticmethod
@@ -85,21 +85,20 @@ class _Makeup:
         """Whether the module is as it was."""
         now = _values(self._own)
         return (
-            len(now) == len(self._values)
+            self._module() is module
+            and len(now) == len(self._values)
             and all(map(is_, now, self._values))
-            and self._measure() == self._sizes
+            and self._measure(module) == self._sizes
             and all(map(is_, map(type, self._parts), self._kinds))
             and _settings([module, *self._compositions]) == self._settings
         )
 
-    def _measure(self) -> list[int]:
-        return [*map(len, self._attributes), *map(len, self._hooks)]
+    def _measure(self, module: InvertibleModule) -> list[int]:
+        # The module's own dictionary, in which this is, is not held: a cycle would outlive it.
+        return [len(module.__dict__), *map(len, self._attributes), *map(len, self._hooks)]
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_plans: WeakKeyDictionary[
-    InvertibleModule, dict[tuple[Direction, bool, Rebuild | None], tuple[_Makeup, Plan]]
-] = WeakKeyDictionary()
 
 
 def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
@@ -113,7 +112,7 @@ def _is_composition(part: nn.Module) -> bool:
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
     hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     own = [
-        (getattr(part, "checkpoint", None), getattr(part, "check_layers", None))
+        [getattr(part, name, None) for name in ("checkpoint", "check_layers", "streams")]
         for part in compositions
     ]
     return [bool(hooked), *own]

@@ -93,7 +93,7 @@ class _Follower:
     def _steps(self, steps: Steps, state: Any) -> Any:
         for step in steps:
             if isinstance(step, Branches):
-                state = self._fork(step, state)
+                state = self._branch(step, state)
                 continue
             try:
                 if step.rebuild is None or step.is_whole:
@@ -107,11 +107,24 @@ class _Follower:
                 if step.grid is not None:
                     check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
             except Exception as error:
-                error.add_note(f"In {step.place} of {type(self.module).__name__}.")
+                if step.layer is not self.module:
+                    error.add_note(f"In {step.place} of {type(self.module).__name__}.")
                 raise
             if log_det is not None:
                 self.log_dets.append(log_det)
         return state
+
+    def _branch(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
+        """Runs branches, and notes their place where they fail by themselves."""
+        try:
+            return self._fork(fork, state)
+        except Exception as error:
+            # An error of a layer has its note already.
+            if fork.name and not hasattr(error, "__notes__"):
+                error.add_note(
+                    f"In layer {fork.name} ({fork.owner}) of {type(self.module).__name__}."
+                )
+            raise
 
     def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
         """Runs layers on some streams each, one after the other."""
@@ -130,9 +143,15 @@ class _Follower:
                 streams[place] = found
                 continue
             places = [_position(owner, i, streams) for i in member.streams or ()]
+            if len(set(places)) != len(places):
+                raise ValueError(
+                    f"{owner} takes each stream once, got {member.streams} and a state of "
+                    f"{len(streams)}, in which some of these are the same."
+                )
             found = self._steps(steps, tuple(streams[place] for place in places))
             if not isinstance(found, tuple) or len(found) != len(places):
-                raise ValueError(
+                error = ValueError if isinstance(found, tuple) else TypeError
+                raise error(
                     f"{owner} hands {len(places)} streams to layer {member.name} "
                     f"({type(member.layer).__name__}) and takes as many back, got "
                     f"{describe(found)}."

@@ -4,8 +4,18 @@ import copy
 
 import pytest
 import torch
-from toys import assert_same_step, body, step
+from toys import Affine, Chained, assert_same_step, body, couplings, linear, step
 from toys import body_images as images
+
+from invertible import (
+    Inverse,
+    InvertibleSequential,
+    Merge,
+    OnStreams,
+    Parallel,
+    ReversibleBlock,
+    Split,
+)
 
 # Dynamo warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings(
@@ -70,3 +80,34 @@ def test_a_compiled_network_is_right_in_both_directions(checkpoint):
     network.eval()
     inverse = torch.compile(network.inverse, backend="aot_eager")
     torch.testing.assert_close(inverse(compiled(images())), images())
+
+
+def nest():
+    """Compositions on tensors of 4 channels."""
+    inner = InvertibleSequential(*couplings(1, linear), ReversibleBlock(linear(), linear()))
+    streams = Parallel(Chained(Affine()), Inverse(Affine()))
+    return InvertibleSequential(Split(), inner, OnStreams(0, Affine()), streams, Merge())
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_and_log_det"])
+def test_a_network_compiles_to_one_graph(method):
+    torch.manual_seed(0)
+    network = nest().eval()
+    x = torch.randn(3, 4)
+    run = getattr(network, method)
+    compiled = torch.compile(
+        network if method == "forward" else run, backend="aot_eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(x), run(x))
+
+
+def test_a_network_in_training_compiles_to_one_graph():
+    torch.manual_seed(0)
+    network = nest()
+    x = torch.randn(3, 4)
+    gradients = []
+    for call in (network, torch.compile(network, backend="aot_eager", fullgraph=True)):
+        network.zero_grad()
+        call(x).sin().sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    torch.testing.assert_close(*gradients)

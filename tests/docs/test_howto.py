@@ -22,6 +22,7 @@ from invertible import (
 )
 
 SCRIPTS = Path(__file__).parents[2] / "docs" / "howto" / "scripts"
+SHARDS = torch.__version__ >= (2, 7)  # before, fully_shard needs a GPU
 PEERS = {"memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib", "freia": "FrEIA"}
 
 
@@ -37,10 +38,11 @@ for script, port in zip(sys.argv[1::2], sys.argv[2::2]):
 @pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available() or sys.platform == "win32", reason="needs gloo")
 def test_the_scripts_train_on_two_processes():
-    scripts = [(str(SCRIPTS / f"{name}.py"), free_port()) for name in ("ddp", "fsdp")]
-    ran = run_two("-c", ONE_BY_ONE, *scripts[0], *scripts[1])
+    names = ["ddp", "fsdp"] if SHARDS else ["ddp"]
+    scripts = [part for name in names for part in (str(SCRIPTS / f"{name}.py"), free_port())]
+    ran = run_two("-c", ONE_BY_ONE, *scripts)
     assert [status for status, *_ in ran] == [0, 0], ran
-    assert [output.count("step") for _, output, _ in ran] == [2 * 3, 0]
+    assert [output.count("step") for _, output, _ in ran] == [len(names) * 3, 0]
 
 
 # Dynamo warns of what it does itself.

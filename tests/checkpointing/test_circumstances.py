@@ -1,0 +1,314 @@
+"""A layer is run again under the circumstances that it ran in: buffers, generators, autocast."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from toys import (
+    Probe,
+    assert_same_gradients,
+    assert_same_step,
+    batch_norm_net,
+    body,
+    both,
+    bottleneck,
+    linear,
+    memory_of,
+    pair,
+    probes,
+    step,
+)
+from toys import body_images as images
+
+from invertible import AdditiveCoupling, Inverse, InvertibleSequential, PixelUnshuffle, Swap
+from invertible._support.survey import survey
+from invertible.checkpointing.circumstances import Circumstances
+
+# --- buffers
+
+
+class RunningMean(nn.Module):
+    """Uses a buffer, and then replaces or changes it."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        y = (x - self.mean).tanh()
+        if self.training and self.in_place:
+            self.mean += x.detach().mean()
+        elif self.training:
+            self.mean = self.mean + x.detach().mean()
+        return y
+
+
+def spectral_norm():
+    return nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)), nn.Tanh())
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: RunningMean(True), lambda: RunningMean(False), spectral_norm],
+    ids=["changed in place", "replaced", "spectral norm"],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_buffers_are_seen_as_the_first_run_saw_them(make, shared, direction):
+    f = make()
+    stored, rebuilt = both(
+        lambda: body(3, lambda: nn.Sequential(f if shared else make(), nn.Conv2d(4, 4, 1)))[1:]
+    )
+    x = PixelUnshuffle(2)(images())
+    for _ in range(2):
+        expected = step(getattr(stored, direction), x)
+        assert_same_step(step(getattr(rebuilt, direction), x), expected)
+
+
+def test_buffers_are_the_same_objects_afterwards():
+    network = body(checkpoint=True)
+    before = dict(network.named_buffers())
+    network(images()).sum().backward()
+    assert all(value is before[name] for name, value in network.named_buffers())
+
+
+class Table(nn.Module):
+    """Looks up in a large buffer, which it leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(100_000, dtype=torch.float64))
+
+    def forward(self, x):
+        return x.tanh() * self.table[0]
+
+
+def test_copies_of_buffers_that_did_not_change_are_not_kept():
+    network = body(3, Table, checkpoint=True)
+    assert memory_of(lambda: network(images())).held < 8 * 100_000
+
+
+# --- random generators
+
+
+@pytest.fixture
+def generator_calls(monkeypatch):
+    """How often the generator of the CPU was read or set."""
+    calls = []
+    for name in ("get_rng_state", "set_rng_state"):
+        original = getattr(torch, name)
+
+        def counted(*given, name=name, original=original):
+            calls.append(name)
+            return original(*given)
+
+        monkeypatch.setattr(torch, name, counted)
+    return calls
+
+
+class Unknown(nn.Module):
+    """A class that the library doesn't know: it might draw."""
+
+    def forward(self, x):
+        return x.tanh()
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize(
+    ("f", "touches"),
+    [(lambda: batch_norm_net(4), False), (Unknown, True), (nn.Dropout, True)],
+)
+def test_generators_rest_where_no_layer_can_draw(generator_calls, f, touches, direction):
+    network = body(2, f, checkpoint=True)[1:]
+    getattr(network, direction)(PixelUnshuffle(2)(images()).requires_grad_()).sum().backward()
+    assert bool(generator_calls) is touches
+
+
+def test_a_layer_that_draws_does_so_with_the_same_numbers():
+    def record(_, x):
+        return torch.rand(2, dtype=x.dtype)
+
+    network = body(3, lambda: Probe(nn.Conv2d(4, 4, 1), record), checkpoint=True)
+    y = network(images())
+    torch.rand(5)
+    y.sum().backward()
+    for probe in probes(network):
+        first, again = probe.seen
+        assert torch.equal(first, again)
+
+
+# --- autocast, strides
+
+
+@pytest.mark.parametrize("backward_in_autocast", [False, True])
+def test_autocast_is_that_of_the_forward_pass(backward_in_autocast):
+    def record(_, x):
+        with torch.no_grad():
+            return torch.is_autocast_enabled("cpu"), (x @ x.mT).dtype
+
+    network = body(3, lambda: Probe(bottleneck(4), record), checkpoint=True).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network(images().float()).sum()
+    with torch.autocast("cpu", torch.float16, enabled=backward_in_autocast):
+        loss.backward()
+    for probe in probes(network):
+        assert probe.seen == [(True, torch.bfloat16)] * 2
+
+
+def test_gradients_under_autocast_are_those_of_ordinary_training():
+    gradients = []
+    for network in both(lambda: body(2).float()):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = network(images().float())
+        assert y.dtype == torch.float32
+        y.sin().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert error < 1e-2  # a state error of 1e-7 can flip the last bit of a bfloat16
+
+
+def test_strides_and_requires_grad_of_states_are_restored():
+    def look(_, x):
+        return x.stride(), x.requires_grad, x.shape
+
+    network = body(3, lambda: Probe(bottleneck(4), look), checkpoint=True)
+    network[2].requires_grad_(False)
+    for x in (images(), images().to(memory_format=torch.channels_last), images(1)):
+        network(x).sum().backward()
+        for probe in probes(network):
+            assert len(probe.seen) in (1, 2)
+            assert probe.seen[0] == probe.seen[-1]
+            probe.seen.clear()
+
+
+def test_an_expanded_input_is_restored():
+    x1, x2 = torch.randn(1, 4, 5, 5, dtype=torch.float64), torch.randn(1, 4, 1, 1).double()
+    expanded = x1.expand(3, 4, 5, 5), x2.expand(3, 4, 5, 5)
+    assert_same_gradients(both(lambda: body()[2:]), lambda net: net(expanded).sin().sum())
+
+
+def test_one_tensor_may_be_both_streams():
+    x = images()[:, :, :4].requires_grad_()
+    networks = both(lambda: InvertibleSequential(*body(3, lambda: bottleneck(2))[2:-1]).double())
+    assert_same_gradients(networks, lambda net: sum(part.sin().sum() for part in net((x, x))))
+
+
+# --- members that run the other way
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("log_det", [False, True])
+@pytest.mark.parametrize("as_a_whole", [False, True])
+def test_an_inverse_leaves_no_trace_whatever_its_members_run(checkpoint, log_det, as_a_whole):
+    """A member ``Inverse(layer)`` runs the layer's forward there."""
+    f = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Dropout(0.5))
+    turned = Inverse(AdditiveCoupling(f))
+    if as_a_whole:
+        turned.register_forward_hook(lambda *_: None)
+    network = InvertibleSequential(Swap(), turned, checkpoint=checkpoint).double()
+    before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    x = network.inverse_and_log_det(pair(5, 4))[0] if log_det else network.inverse(pair(5, 4))
+    for _ in range(2):  # also when it is rebuilt, and only rebuilt
+        torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+        assert torch.equal(torch.get_rng_state(), state)
+        sum(part.sum() for part in x).backward(retain_graph=True)
+
+
+# --- Circumstances by themselves
+
+
+class Restless(nn.Module):
+    """Draws, and changes one buffer of two."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails = fails
+        self.register_buffer("moves", torch.zeros(2))
+        self.register_buffer("rests", torch.zeros(2))
+
+    def forward(self):
+        drawn = torch.rand(2)
+        self.moves += drawn
+        if self.fails:
+            raise ArithmeticError
+        return self.moves.clone(), drawn
+
+
+def circumstances(module):
+    return Circumstances(survey(module), [], None)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_is_as_before_inside_and_as_now_outside(fails):
+    module = Restless()
+    found = circumstances(module)
+    before, first = torch.get_rng_state(), module()
+    found.close(drawing_shows=True)
+    assert found.drew
+    module()  # later, all moves on
+    now = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    module.fails = fails
+    found.enter(SimpleNamespace(place="layer 0"))
+    try:
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.testing.assert_close(module(), first, rtol=0, atol=0)
+        assert found.has_drawn_alike()
+        found.rewind()
+        torch.testing.assert_close(module(), first, rtol=0, atol=0)
+    except ArithmeticError:
+        assert fails
+    finally:
+        found.leave()
+    torch.testing.assert_close(module.state_dict(), now[0], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), now[1])
+
+
+def test_drawing_more_or_less_than_before_is_noticed():
+    module = Restless()
+    found = circumstances(module)
+    module()
+    found.close(drawing_shows=True)
+    found.enter(SimpleNamespace(place="layer 0"))
+    assert not found.has_drawn_alike()
+    module()
+    assert found.has_drawn_alike()
+    module()
+    assert not found.has_drawn_alike()
+    found.leave()
+
+
+def test_a_layer_that_drew_nothing_is_known_by_its_generator():
+    module = Unknown()
+    found = circumstances(module)
+    module(torch.zeros(1))
+    found.close(drawing_shows=True)
+    assert not found.drew
+    # An inverse puts generators back: what it drew in between does not show.
+    found = circumstances(module)
+    found.close(drawing_shows=False)
+    assert found.drew
+
+
+def test_a_state_of_the_generator_is_kept_once():
+    module = Restless()
+    first = circumstances(module)
+    first.close(drawing_shows=True)
+    second = Circumstances(survey(module), [], first.rng)
+    assert second.rng is first.rng
+    module()
+    second.close(drawing_shows=True)
+    assert second.rng is not first.rng
+
+
+def test_a_changed_parameter_is_named():
+    f = linear()
+    found = circumstances(f)
+    found.close(drawing_shows=True)
+    with torch.no_grad():
+        f[0].bias.mul_(2)
+    with pytest.raises(RuntimeError, match=r"a parameter of layer 3 \(F\), of shape \(2,\), was"):
+        found.enter(SimpleNamespace(place="layer 3 (F)"))
