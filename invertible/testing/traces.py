@@ -17,8 +17,11 @@ from ..state import State, tensors
 from .states import named_tensors, same
 from .subject import Subject
 
-# What the law looks at by itself.
-REGISTERED = ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# What the law looks at by itself, and the plans that plan_for keeps in a composition.
+REGISTERED = (
+    *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+    "_plans",
+)
 # How the contents of a generator are read, other than torch's default ones.
 GENERATORS: dict[type, Callable[[Any], Any]] = {
     torch.Generator: lambda generator: generator.get_state(),
