@@ -15,6 +15,9 @@ from .._support.survey import Survey
 from ..state import version, versions
 from .plan import Step
 
+# Kind of device, whether it is on, its dtype, and whether it caches casts.
+Autocast = list[tuple[str, bool, torch.dtype, bool]]
+
 
 class Circumstances:
     """Parameters, buffers, random generators and autocast as a layer found them.
@@ -37,11 +40,17 @@ class Circumstances:
         "rng_before",
     )
 
-    def __init__(self, found: Survey, devices: list[torch.device], rng: RNGStates | None) -> None:
+    def __init__(
+        self,
+        found: Survey,
+        devices: list[torch.device],
+        autocast: Autocast,
+        rng: RNGStates | None,
+    ) -> None:
         self._survey = found
         self._devices = devices
         self._versions = versions(found.parameters)
-        self._autocast = _autocast_settings(devices)
+        self._autocast = autocast
         self._buffers = _copy_buffers(found.read_buffers) if found.read_buffers else []
         # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
         self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
@@ -78,7 +87,7 @@ class Circumstances:
         self._places: Places = [(m._buffers, dict(m._buffers)) for m in self._survey.with_buffers]
         self._now = get_rng_states(self._devices) if self.drew else None
         self._stack = None
-        if self._autocast != _autocast_settings(self._devices):
+        if self._autocast != autocast_settings(self._devices):
             self._stack = ExitStack()
             for kind, enabled, dtype, cache in self._autocast:
                 self._stack.enter_context(torch.autocast(kind, dtype, enabled, cache))
@@ -170,9 +179,8 @@ def _reuse(old: RNGStates | None, new: RNGStates) -> RNGStates:
     return old if old is not None and same_rng_states(old, new) else new
 
 
-def _autocast_settings(
-    devices: list[torch.device],
-) -> list[tuple[str, bool, torch.dtype, bool]]:
+def autocast_settings(devices: list[torch.device]) -> Autocast:
+    """What autocast is set to, for the CPU and for some devices."""
     kinds = ("cpu", *{device.type for device in devices}) if devices else ("cpu",)
     cache = torch.is_autocast_cache_enabled()
     return [

@@ -14,7 +14,7 @@ from .._support.compiling import uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import State
-from .circumstances import Circumstances
+from .circumstances import Autocast, Circumstances
 from .plan import Step
 from .replay import Replay, layout_of
 
@@ -48,7 +48,8 @@ class Frame:
         step: Step,
         streams: Sequence[Tensor],
         context: Any,
-        devices: Sequence[torch.device],
+        devices: list[torch.device],
+        autocast: Autocast,
         rng: RNGStates | None,
     ) -> None:
         found = step.survey
@@ -56,7 +57,7 @@ class Frame:
         self.step = step
         self.context = context if step.conditional else None
         self.layouts = [layout_of(stream) for stream in streams]
-        self.circumstances = Circumstances(found, _united(devices, found.devices), rng)
+        self.circumstances = Circumstances(found, devices, autocast, rng)
         # Compiled sub-networks would compile the hooks as well.
         self.hook: Callable[..., Any] = _uncompiled_hook if found.may_be_compiled else partial
         # The sizes of what autograd asked to save in the forward pass (numbers alone, which the
@@ -187,7 +188,3 @@ def _refuse(_: None) -> Tensor:
 
 def _uncompiled_hook(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     return partial(uncompiled(function), *bound)
-
-
-def _united(one: Sequence[torch.device], other: Sequence[torch.device]) -> list[torch.device]:
-    return list(dict.fromkeys([*one, *other])) if one or other else []

@@ -108,6 +108,7 @@ def _attributes(part: nn.Module) -> dict[str, Any]:
     return {
         key: value
         for key, value in vars(part).items()
+        if key != "_plans"  # kept for the next run, and no part of the layer's state
         if key not in REGISTERED and not isinstance(getattr(type(part), key, None), cached_property)
     }
 

@@ -25,7 +25,7 @@ from toys import body_images as images
 
 from invertible import AdditiveCoupling, Inverse, InvertibleSequential, PixelUnshuffle, Swap
 from invertible._support.survey import survey
-from invertible.checkpointing.circumstances import Circumstances
+from invertible.checkpointing.circumstances import Circumstances, autocast_settings
 
 # --- buffers
 
@@ -239,7 +239,7 @@ class Restless(nn.Module):
 
 
 def circumstances(module):
-    return Circumstances(survey(module), [], None)
+    return Circumstances(survey(module), [], autocast_settings([]), None)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -297,7 +297,7 @@ def test_a_state_of_the_generator_is_kept_once():
     module = Restless()
     first = circumstances(module)
     first.close(drawing_shows=True)
-    second = Circumstances(survey(module), [], first.rng)
+    second = Circumstances(survey(module), [], autocast_settings([]), first.rng)
     assert second.rng is first.rng
     module()
     second.close(drawing_shows=True)
