@@ -1,4 +1,10 @@
-"""Building blocks for invertible networks in PyTorch."""
+"""Building blocks for invertible networks in PyTorch.
+
+A name is public if it stands here in ``__all__``, and is imported from here. What is inside
+imports only what is below it, from the bottom: ``state``, ``_support``, ``module`` (the contract of
+a layer), ``direction``, ``exact``, ``checkpointing`` (the engine), ``composition``, ``layers``,
+``testing``.
+"""
 
 from . import testing
 from ._support.no_trace import no_trace

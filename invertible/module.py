@@ -212,7 +212,8 @@ class Member(NamedTuple):
     inverted: bool = False
     """Whether the composition's ``forward`` runs the layer's ``inverse``."""
     streams: int | tuple[int, ...] | None = None
-    """Which streams of the state the layer gets: all, one as a bare tensor, or a tuple of some."""
+    """Which streams of the state the layer gets, None for all; a number hands over a bare tensor, a
+    tuple of numbers a tuple."""
 
 
 def _zeros(state: State) -> Tensor:

@@ -220,7 +220,8 @@ except InversecheckError as error:
 # A layer needs ``no_trace`` only if its ``inverse`` runs modules that have
 # buffers or draw random numbers, or modules that come from the caller, which may.
 # ``Affine`` runs none. Nor does a layer that only calls the ``inverse`` of other
-# layers: these see to it themselves.
+# layers: these see to it themselves. (Such a layer need not be written by hand: it
+# is :doc:`a composition, which lists them </howto/own_composition>`.)
 #
 # A layer with a context
 # ----------------------

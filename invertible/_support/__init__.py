@@ -1,1 +1,4 @@
-"""What several folders need; nothing here is public but no_trace."""
+"""What several parts need: checks, random generators, memory formats; public is only no_trace.
+
+All other parts may import it. It imports ``state``.
+"""

@@ -1,4 +1,7 @@
-"""Layers made of layers."""
+"""Layers made of layers: each lists its members, and the engine runs them.
+
+Imported by layers that are made of others; imports ``checkpointing`` and what is below, no layer.
+"""
 
 from .composite import Composite
 from .inverse import Inverse

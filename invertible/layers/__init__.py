@@ -1,4 +1,8 @@
-"""The layers, a file a family."""
+"""The layers, a file a family.
+
+Imported by nothing in the package but its ``__init__``. Most import ``module``, ``state`` and
+``_support`` only; those that round ``exact``, and couplings the engine and :class:`Composite`.
+"""
 
 from .channel_pairs import PairRotation, PairScaling
 from .coupling import AdditiveCoupling, ReversibleBlock

@@ -1,6 +1,8 @@
 """Checks of the laws that every layer keeps, for your own layers too.
 
 :mod:`invertible.testing.strategies` has the Hypothesis strategies; it alone needs Hypothesis.
+Nothing in the package but its ``__init__`` imports this; it imports what users may, ``direction``
+and ``_support``.
 """
 
 from .inversecheck import inversecheck
