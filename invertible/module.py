@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ._support.checks import check_context
 from ._support.compiling import calling
@@ -91,6 +92,7 @@ class InvertibleModule(nn.Module, ABC):
         return self.moves_only or self.quantum is not None
 
     @abstractmethod
+    @override
     def forward(self, x: Any) -> Any:
         """Maps a state to a state."""
 
@@ -177,10 +179,14 @@ class InvertibleModule(nn.Module, ABC):
                         child._compiled_call_impl = torch.compile(calling(child), **options)
         return self
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state.pop("_plans", None)  # what plan_for keeps is of this very object
         return state
+
+    # Whether forward and inverse return the tensors themselves that they are given, rearranged.
+    _hands_through = False
 
     @property
     def _puts_on_grid(self) -> bool:

@@ -17,13 +17,14 @@ backwards to draw what it has learned.
 # .. math:: y_1 = x_1 + f(x_2), \qquad y_2 = x_2,
 #
 # and whoever has the output can take the change back: :math:`x_1 = y_1 - f(y_2)`.
-# So :math:`f` may be any network at all. Swap the halves, couple again, and both
-# have changed.
+# So :math:`f` may be any network at all. Couple the other half to the first by a
+# function :math:`g`, and both have changed. The two couplings together are a
+# *reversible block*.
 
 import torch
 from torch import nn
 
-from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
 
 torch.manual_seed(0)
 
@@ -32,7 +33,7 @@ def shift():
     return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1))
 
 
-blocks = [layer for _ in range(6) for layer in (AdditiveCoupling(shift()), Swap())]
+blocks = [ReversibleBlock(shift(), shift()) for _ in range(3)]
 network = InvertibleSequential(Split(), *blocks, Merge())
 
 # %%

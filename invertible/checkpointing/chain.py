@@ -11,6 +11,7 @@ from torch import Tensor
 from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
 from ..state import State, streams_of, tensors, version
+from .circumstances import Autocast, autocast_settings
 from .drift import current_drift
 from .frame import Frame
 from .plan import Step
@@ -48,7 +49,7 @@ class Move:
         with torch.no_grad():
             x = self.step.undo(y, None)
         return tuple(
-            restored(stream, layout, self.step.place)
+            restored(stream, layout, self.step)
             for layout, stream in zip(self.layouts, streams_of(x), strict=True)
         )
 
@@ -66,7 +67,9 @@ class Chain:
 
     def __init__(self, context: Any) -> None:
         self._context = Kept(context)
-        self._devices = accelerators(context)
+        self._context_devices = accelerators(context)
+        # As they are while the run goes on, for the devices that are named.
+        self._autocast: tuple[list[torch.device], Autocast] = [], autocast_settings([])
         self._rng: RNGStates | None = None
         self._links: list[Frame | Move] = []
         # By number: the link that consumed the tensor.
@@ -107,12 +110,13 @@ class Chain:
     def _run(
         self, step: Step, x: Any, streams: Sequence[Tensor]
     ) -> tuple[Frame, Any, Tensor | None]:
-        devices = [*self._devices, *(x.device for x in streams if not (x.is_cpu or x.is_meta))]
+        devices = self._devices_of(step, streams)
         # A composition inside a sub-network is rebuilt with it.
         with lock:
             thread.inside_layer = True
             try:
-                frame = Frame(step, streams, self._context.value, devices, self._rng)
+                context = self._context.value
+                frame = Frame(step, streams, context, devices, self._autocast[1], self._rng)
                 if self._drift:
                     self._drift.remember(frame, x)
                 y, log_det = frame.run(x, self._fill)
@@ -120,6 +124,16 @@ class Chain:
                 thread.inside_layer = False
         self._rng = frame.circumstances.rng
         return frame, y, log_det
+
+    def _devices_of(self, step: Step, streams: Sequence[Tensor]) -> list[torch.device]:
+        """The accelerators that a layer may use, and autocast's settings for them."""
+        found = step.survey.devices if step.survey is not None else []
+        if not streams[0].is_cpu or found or self._context_devices:
+            of_streams = (x.device for x in streams if not (x.is_cpu or x.is_meta))
+            found = list(dict.fromkeys([*self._context_devices, *of_streams, *found]))
+        if self._autocast[0] != found:
+            self._autocast = found, autocast_settings(found)
+        return found
 
     def _numbers(self, streams: Sequence[Tensor]) -> list[int]:
         """The numbers of tensors, new ones for those that no layer of this chain made."""

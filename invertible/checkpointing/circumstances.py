@@ -13,6 +13,10 @@ from .._support.generators import RNGStates, get_rng_states, same_rng_states, se
 from .._support.no_trace import Places, put_back
 from .._support.survey import Survey
 from ..state import version, versions
+from .plan import Step
+
+# Kind of device, whether it is on, its dtype, and whether it caches casts.
+Autocast = list[tuple[str, bool, torch.dtype, bool]]
 
 
 class Circumstances:
@@ -36,11 +40,17 @@ class Circumstances:
         "rng_before",
     )
 
-    def __init__(self, found: Survey, devices: list[torch.device], rng: RNGStates | None) -> None:
+    def __init__(
+        self,
+        found: Survey,
+        devices: list[torch.device],
+        autocast: Autocast,
+        rng: RNGStates | None,
+    ) -> None:
         self._survey = found
         self._devices = devices
         self._versions = versions(found.parameters)
-        self._autocast = _autocast_settings(devices)
+        self._autocast = autocast
         self._buffers = _copy_buffers(found.read_buffers) if found.read_buffers else []
         # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
         self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
@@ -63,21 +73,21 @@ class Circumstances:
         """Whether the layer drew random numbers, or may have drawn some."""
         return self.rng_before is not None
 
-    def enter(self, place: str) -> None:
+    def enter(self, step: Step) -> None:
         """Puts all as the layer found it."""
         parameters = self._survey.parameters
         now = versions(parameters)
         if now != self._versions:
             changed = next(i for i, was in enumerate(self._versions) if was != now[i])
             raise RuntimeError(
-                f"a parameter of {place}, of shape {tuple(parameters[changed].shape)}, was changed "
-                "in place between forward and backward: its activations can't be rebuilt. Call "
-                "backward before optimizer.step()."
+                f"a parameter of {step.place}, of shape {tuple(parameters[changed].shape)}, was "
+                "changed in place between forward and backward: its activations can't be rebuilt. "
+                "Call backward before optimizer.step()."
             )
         self._places: Places = [(m._buffers, dict(m._buffers)) for m in self._survey.with_buffers]
         self._now = get_rng_states(self._devices) if self.drew else None
         self._stack = None
-        if self._autocast != _autocast_settings(self._devices):
+        if self._autocast != autocast_settings(self._devices):
             self._stack = ExitStack()
             for kind, enabled, dtype, cache in self._autocast:
                 self._stack.enter_context(torch.autocast(kind, dtype, enabled, cache))
@@ -148,8 +158,10 @@ def _copy_buffers(modules: list[nn.Module]) -> list[_BufferCopy]:
     ]
 
 
-# Running statistics that BatchNorm may write to in a second run, and nobody reads.
-_scratches: WeakKeyDictionary[nn.Module, dict[str, Tensor | None]] = WeakKeyDictionary()
+# Running statistics that BatchNorm may write to in a second run, and nobody reads, and the true
+# mean that they were made for.
+_scratches: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[str, Tensor | None]]]
+_scratches = WeakKeyDictionary()
 
 
 def _scratch(norm: nn.Module) -> dict[str, Tensor | None]:
@@ -157,29 +169,18 @@ def _scratch(norm: nn.Module) -> dict[str, Tensor | None]:
     if mean is None or var is None:
         return {}
     found = _scratches.get(norm)
-    if found is None or not _are_alike(found["running_mean"], mean):
-        found = {"running_mean": mean.clone(), "running_var": var.clone()}
-        found["num_batches_tracked"] = None
-        _scratches[norm] = found
-    return found
-
-
-def _are_alike(one: Tensor | None, other: Tensor) -> bool:
-    return (
-        one is not None
-        and one.dtype == other.dtype
-        and one.device == other.device
-        and one.shape == other.shape
-    )
+    if found is None or found[0] is not mean:  # moved to another device, for instance
+        scratch = {"running_mean": mean.clone(), "running_var": var.clone()}
+        found = _scratches[norm] = mean, {**scratch, "num_batches_tracked": None}
+    return found[1]
 
 
 def _reuse(old: RNGStates | None, new: RNGStates) -> RNGStates:
     return old if old is not None and same_rng_states(old, new) else new
 
 
-def _autocast_settings(
-    devices: list[torch.device],
-) -> list[tuple[str, bool, torch.dtype, bool]]:
+def autocast_settings(devices: list[torch.device]) -> Autocast:
+    """What autocast is set to, for the CPU and for some devices."""
     kinds = ("cpu", *{device.type for device in devices}) if devices else ("cpu",)
     cache = torch.is_autocast_cache_enabled()
     return [

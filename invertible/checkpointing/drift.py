@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..state import map_streams, tensors
 from .frame import Frame
@@ -62,6 +63,7 @@ class Drift:
         rows = self.rows
         return max(rows, key=lambda row: (row.error != row.error, row.error), default=None)
 
+    @override
     def __str__(self) -> str:
         rows = self.rows
         width = max((len(row.layer) for row in rows), default=0)

@@ -14,7 +14,7 @@ from .._support.compiling import uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import State
-from .circumstances import Circumstances
+from .circumstances import Autocast, Circumstances
 from .plan import Step
 from .replay import Replay, layout_of
 
@@ -48,7 +48,8 @@ class Frame:
         step: Step,
         streams: Sequence[Tensor],
         context: Any,
-        devices: Sequence[torch.device],
+        devices: list[torch.device],
+        autocast: Autocast,
         rng: RNGStates | None,
     ) -> None:
         found = step.survey
@@ -56,11 +57,12 @@ class Frame:
         self.step = step
         self.context = context if step.conditional else None
         self.layouts = [layout_of(stream) for stream in streams]
-        self.circumstances = Circumstances(found, _united(devices, found.devices), rng)
+        self.circumstances = Circumstances(found, devices, autocast, rng)
         # Compiled sub-networks would compile the hooks as well.
         self.hook: Callable[..., Any] = _uncompiled_hook if found.may_be_compiled else partial
-        # What autograd asked to save in the forward pass, and the same tensors when rebuilt.
-        self.requests: list[tuple[int, torch.dtype]] = []
+        # The sizes of what autograd asked to save in the forward pass (numbers alone, which the
+        # garbage collector need not look at), and the same tensors when they are rebuilt.
+        self.requests: list[int] = []
         self.saved: list[Tensor | None] = []
         self.asked_again = False
 
@@ -91,7 +93,7 @@ class Frame:
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
-        self.circumstances.enter(self.step.place)
+        self.circumstances.enter(self.step)
         try:
             return self._replay(y).undo(y)
         finally:
@@ -110,7 +112,7 @@ class Frame:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
-        self.circumstances.enter(self.step.place)
+        self.circumstances.enter(self.step)
         try:
             with (
                 torch.enable_grad(),
@@ -131,7 +133,7 @@ class Frame:
         return result
 
     def _require_same(self, found: list[Tensor], before: list[int]) -> None:
-        if [(x.numel(), x.dtype) for x in found] != self.requests:
+        if [x.numel() for x in found] != self.requests:
             raise RuntimeError(
                 f"{self.step.place} saved other tensors for the backward pass when it was run "
                 f"again ({len(found)}) than in the forward pass ({len(self.requests)}). Its "
@@ -150,8 +152,8 @@ def _run_again(x: State, replay: Replay) -> State:
     return x
 
 
-def _request(requests: list[tuple[int, torch.dtype]], tensor: Tensor) -> int:
-    requests.append((tensor.numel(), tensor.dtype))
+def _request(requests: list[int], tensor: Tensor) -> int:
+    requests.append(tensor.numel())
     return len(requests) - 1
 
 
@@ -186,7 +188,3 @@ def _refuse(_: None) -> Tensor:
 
 def _uncompiled_hook(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
     return partial(uncompiled(function), *bound)
-
-
-def _united(one: Sequence[torch.device], other: Sequence[torch.device]) -> list[torch.device]:
-    return list(dict.fromkeys([*one, *other])) if one or other else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from .._support.survey import Survey, survey
 from ..direction import Direction, call, call_inverse
@@ -31,19 +32,23 @@ class Step:
     conditional: bool = field(init=False)
     moves_only: bool = field(init=False)
     is_ours: bool = field(init=False)  # whose results need no check
+    hands_through: bool = field(init=False)  # whose results are the tensors that it was given
     _method: Callable[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
         layer = self.layer
         self.conditional, self.moves_only = layer.conditional, layer.moves_only
         method = self.direction.method
+        # A call goes through hooks, and through what torch.compile made of the layer; where there
+        # is nothing of the kind, it costs a few microseconds.
+        called = has_hooks(layer) or layer._compiled_call_impl is not None
+        self._method = layer if called and method == "forward" else getattr(layer, method)
         self.is_ours = (
             type(layer).__module__.startswith("invertible.")
-            and not has_hooks(layer)
+            and not called
             and method not in layer.__dict__
         )
-        # A call goes through hooks, and through what torch.compile made of the layer.
-        self._method = layer if method == "forward" else getattr(layer, method)
+        self.hands_through = self.is_ours and layer._hands_through and not self.stores_input
 
     @property
     def place(self) -> str:
@@ -203,7 +208,11 @@ def runs_members(method: F) -> F:
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its forward."""
     return bool(
-        module._forward_hooks
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks

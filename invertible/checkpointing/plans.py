@@ -110,7 +110,12 @@ def _is_composition(part: nn.Module) -> bool:
 
 
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
-    hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    hooked = (
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
     own = [
         [getattr(part, name, None) for name in ("checkpoint", "check_layers", "streams")]
         for part in compositions

@@ -96,7 +96,9 @@ class _Follower:
                 state = self._branch(step, state)
                 continue
             try:
-                if step.rebuild is None or step.is_whole:
+                if step.hands_through:
+                    state, log_det = step.run(state, None)
+                elif step.rebuild is None or step.is_whole:
                     state, log_det = self._store(step, state)
                 else:
                     if self.chain is None:

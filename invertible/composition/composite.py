@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ..checkpointing.plan import Plan, Step, Steps, runs_members
 from ..checkpointing.run import run
@@ -45,30 +46,37 @@ class Composite(InvertibleModule):
     """How many streams the state must have where members take some each; None for any number."""
 
     @abstractmethod
+    @override
     def members(self) -> Sequence[Member]:
         """The layers that ``forward`` runs, in this order; ``inverse`` runs them from the last."""
 
     @property
+    @override
     def bijective(self) -> bool:
         return all(member.layer.bijective for member in self.members())
 
     @property
+    @override
     def volume_preserving(self) -> bool:
         return all(member.layer.volume_preserving for member in self.members())
 
     @property
+    @override
     def conditional(self) -> bool:
         return any(member.layer.conditional for member in self.members())
 
     @property
+    @override
     def requires_context(self) -> bool:
         return any(member.layer.requires_context for member in self.members())
 
     @property
+    @override
     def moves_only(self) -> bool:
         return all(member.layer.moves_only for member in self.members())
 
     @property
+    @override
     def quantum(self) -> float | None:
         """The finest of the members' quanta; None if one has none, or all only move numbers."""
         grid = finest_grid(member.layer for member in self.members())
@@ -80,24 +88,29 @@ class Composite(InvertibleModule):
         return dict(_inexact(Plan(self, Direction()).steps))
 
     @property
+    @override
     def _puts_on_grid(self) -> bool:
         computing = [member for member in self.members() if not member.layer.moves_only]
         return bool(computing) and _puts_on_grid(computing[0])
 
     @runs_members
+    @override
     def forward(self, x: Any, context: Any = None) -> Any:
         return run(self, Direction(), x, context)[0]
 
     @runs_members
+    @override
     def inverse(self, y: Any, context: Any = None) -> Any:
         return run(self, Direction(inverted=True), y, context)[0]
 
     @runs_members
+    @override
     def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
         y, log_dets = run(self, Direction(log_det=True), x, context)
         return y, torch.stack(log_dets).sum(0)
 
     @runs_members
+    @override
     def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
         x, log_dets = run(self, Direction(inverted=True, log_det=True), y, context)
         return x, torch.stack(log_dets).sum(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from .._support.checks import describe
 from ..module import InvertibleModule, Member
 from .composite import Composite
@@ -40,5 +42,6 @@ class Inverse(Composite):
             )
         self.layer = layer
 
+    @override
     def members(self) -> list[Member]:
         return [Member("layer", self.layer, inverted=True)]

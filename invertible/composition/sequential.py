@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self, overload
 
 from torch import nn
+from typing_extensions import override
 
 from .._support.checks import describe
 from ..checkpointing.settings import Rebuild
@@ -73,6 +74,7 @@ class InvertibleSequential(Composite):
         for name, layer in (dict(enumerate(layers)) if named is None else named).items():
             self.add_module(str(name), layer)  # type: ignore[arg-type]
 
+    @override
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Adds a layer at the end, under a name of its own."""
         if name in self._modules:
@@ -80,6 +82,7 @@ class InvertibleSequential(Composite):
         _require_invertible(name, module)
         super().add_module(name, module)
 
+    @override
     def __setattr__(self, name: str, value: Any) -> None:
         # An attribute that is a module becomes a layer, as in nn.Sequential.
         if isinstance(value, nn.Module) or name in self.__dict__.get("_modules", ()):
@@ -181,6 +184,7 @@ class InvertibleSequential(Composite):
             self._modules[str(i) if name.isdigit() else name] = layer
         return self
 
+    @override
     def members(self) -> list[Member]:
         named: Any = self._modules.items()
         return [Member(name, layer) for name, layer in named]

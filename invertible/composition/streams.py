@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from .._support.checks import describe
 from ..module import InvertibleModule, Member
 from .composite import Composite
@@ -60,9 +62,11 @@ class OnStreams(Composite):
         self.streams = streams
         self.layer = layer
 
+    @override
     def members(self) -> list[Member]:
         return [Member("layer", self.layer, streams=self.streams)]
 
+    @override
     def extra_repr(self) -> str:
         return f"streams={self.streams}"
 
@@ -112,12 +116,15 @@ class Parallel(Composite):
         return tuple(self._modules.values())  # type: ignore[arg-type]
 
     @property
+    @override
     def stream_count(self) -> int:  # type: ignore[override]
         return len(self._modules)
 
     @property
+    @override
     def _puts_on_grid(self) -> bool:
         return all(layer._puts_on_grid for layer in self.layers)
 
+    @override
     def members(self) -> list[Member]:
         return [Member(str(i), layer, streams=i) for i, layer in enumerate(self.layers)]

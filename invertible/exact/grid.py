@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from ..module import InvertibleModule
@@ -57,6 +58,7 @@ class Grid:
                 )
             )
 
+    @override
     def __str__(self) -> str:
         return f"2**{math.frexp(self.quantum)[1] - 1}"
 
@@ -75,18 +77,22 @@ class _Round(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @override
     def forward(x: Tensor, quantum: float) -> Tensor:
         # A quantum is a power of two: neither product rounds.
         return (x * (1 / quantum)).round_().mul_(quantum)
 
     @staticmethod
+    @override
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         pass
 
     @staticmethod
+    @override
     def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
     @staticmethod
+    @override
     def jvp(_: Any, tangent: Tensor, __: None) -> Tensor:
         return tangent.clone()

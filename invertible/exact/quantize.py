@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from .._support.checks import expect_state
 from ..module import InvertibleModule
 from ..state import map_streams, streams_of
@@ -49,17 +51,21 @@ class Quantize(InvertibleModule):
         self._grid = grid
 
     @property
+    @override
     def quantum(self) -> float:
         return self._grid.quantum
 
+    @override
     def extra_repr(self) -> str:
         return f"quantum={self.quantum}"
 
+    @override
     def forward(self, x: Any) -> Any:
         for stream in streams_of(expect_state(self, x)):
             self._grid.require_dtype(self, stream)
         x = stay_in_range("the input of Quantize", x, self._grid)
         return map_streams(self._grid.round, x)
 
+    @override
     def inverse(self, y: Any) -> Any:
         return expect_state(self, y, inverse=True)

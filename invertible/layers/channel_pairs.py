@@ -7,6 +7,7 @@ from math import pi
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .._support.checks import expect_numbers, expect_tensor, name_of
 from .._support.memory_format import memory_format
@@ -35,15 +36,19 @@ class _ChannelPairs(InvertibleModule):
         self._grid = Grid.of(self, quantum)
 
     @property
+    @override
     def quantum(self) -> float | None:
         return self._grid.quantum if self._grid else None
 
+    @override
     def extra_repr(self) -> str:
         return f"channels={self.channels}, quantum={self.quantum}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self._map(x, inverse=False)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         return self._map(y, inverse=True)
 
@@ -138,10 +143,12 @@ class PairScaling(_ChannelPairs):
         super().__init__(channels, quantum=quantum)
         self.log_scale = nn.Parameter(torch.zeros(channels // 2))
 
+    @override
     def _matrix(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         zero = torch.zeros_like(self.log_scale)
         return self.log_scale.exp(), zero, zero, (-self.log_scale).exp()
 
+    @override
     def _shears(self) -> tuple[Tensor, Shears]:
         s = self.log_scale.exp()
         one = torch.ones_like(s)
@@ -198,10 +205,12 @@ class PairRotation(_ChannelPairs):
         super().__init__(channels, quantum=quantum)
         self.angle = nn.Parameter(torch.zeros(channels // 2))
 
+    @override
     def _matrix(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cos, sin = self.angle.cos(), self.angle.sin()
         return cos, -sin, sin, cos
 
+    @override
     def _shears(self) -> tuple[Tensor, Shears]:
         turns = (self.angle.detach() / pi).round()
         rest = self.angle - turns * pi

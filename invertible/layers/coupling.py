@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .._support.checks import check_context, describe, expect_numbers, expect_streams
 from .._support.memory_format import canonical
@@ -73,31 +74,38 @@ class AdditiveCoupling(InvertibleModule):
         self._grid = Grid.of(self, quantum)
 
     @property
+    @override
     def conditional(self) -> bool:
         return self._conditional
 
     @property
+    @override
     def requires_context(self) -> bool:
         return self.conditional and not may_lack_context(self.f)
 
     @property
+    @override
     def quantum(self) -> float | None:
         return self._grid.quantum if self._grid else None
 
+    @override
     def extra_repr(self) -> str:
         options = {"conditional": self.conditional or None, "quantum": self.quantum}
         return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
+    @override
     def forward(self, x: Pair, context: Any = None) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
         return x1 + self._shift(x1, x2, context), x2
 
+    @override
     def inverse(self, y: Pair, context: Any = None) -> Pair:
         y1, x2 = expect_streams(self, y, 2)
         with inverting(self.f, y):
             shift = self._shift(y1, x2, context)
         return y1 - shift, x2
 
+    @override
     def rebuild(self, y: Pair, replay: Replay) -> Pair:
         y1, x2 = y
         x2 = replay.restore(x2, 1)
@@ -198,6 +206,7 @@ class ReversibleBlock(Composite):
             for part, conditional in zip((self.f, self.g), self._conditional, strict=True)
         ]
 
+    @override
     def members(self) -> list[Member]:
         first, second = self._couplings
         if first.f is not self.f or second.f is not self.g:  # replaced by others since

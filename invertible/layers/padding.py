@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from .._support.checks import FROM_FORWARD, expect_tensor
 from ..module import InvertibleModule
@@ -62,14 +63,17 @@ class InjectivePad(InvertibleModule):
         self.dim = dim
         self.tolerance = tolerance
 
+    @override
     def extra_repr(self) -> str:
         return f"channels={self.channels}, dim={self.dim}, tolerance={self.tolerance}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
         dims_behind = -1 - self.dim if self.dim < 0 else x.dim() - 1 - self.dim
         return F.pad(x, (0, 0) * dims_behind + (0, self.channels))
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         y = expect_tensor(self, y, min_dim=_rank_for(self.dim), inverse=True)
         kept = y.shape[self.dim] - self.channels

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from .._support.checks import expect_tensor, name_of
 from .._support.memory_format import memory_format
@@ -74,12 +75,15 @@ class Permute(InvertibleModule):
         generator = torch.Generator().manual_seed(seed)
         return cls(torch.randperm(channels, generator=generator).tolist(), dim)
 
+    @override
     def extra_repr(self) -> str:
         return f"channels={len(self.permutation)}, dim={self.dim}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self._select(x, self.permutation)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         return self._select(y, self.permutation.argsort(), inverse=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from .._support.checks import FROM_FORWARD, describe, expect_tensor, name_of
 from .._support.memory_format import is_channels_last
@@ -38,6 +39,7 @@ class _PixelShuffling(InvertibleModule):
         self.factor = factor if isinstance(factor, int) else factors
         self.order = order
 
+    @override
     def extra_repr(self) -> str:
         return f"factor={self.factor}, order={self.order!r}"
 
@@ -143,9 +145,11 @@ class PixelUnshuffle(_PixelShuffling):
         torch.Size([1, 6, 8, 4])
     """
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self._to_channels(x)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         return self._to_pixels(y, inverse=True)
 
@@ -175,8 +179,10 @@ class PixelShuffle(_PixelShuffling):
         torch.Size([1, 3, 8, 8])
     """
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self._to_pixels(x)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         return self._to_channels(y, inverse=True)

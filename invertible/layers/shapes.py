@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from .._support.checks import describe, expect_state, expect_tensor, name_of
 from .._support.memory_format import memory_format
@@ -35,10 +36,13 @@ class Identity(InvertibleModule):
 
     volume_preserving = True
     moves_only = True
+    _hands_through = True
 
+    @override
     def forward(self, x: Any) -> Any:
         return expect_state(self, x)
 
+    @override
     def inverse(self, y: Any) -> Any:
         return expect_state(self, y, inverse=True)
 
@@ -88,12 +92,15 @@ class Reshape(InvertibleModule):
             )
         return tuple(sizes)
 
+    @override
     def extra_repr(self) -> str:
         return f"{self.input_shape} -> {self.output_shape}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self._reshape(x, self.input_shape, self.output_shape)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         return self._reshape(y, self.output_shape, self.input_shape, inverse=True)
 

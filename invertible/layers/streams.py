@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from .._support.checks import expect_streams, expect_tensor, name_of
 from ..module import InvertibleModule
@@ -39,6 +40,7 @@ class _Partition(InvertibleModule):
         self.sizes = None if sizes is None else tuple(sizes)
         self.dim = dim
 
+    @override
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, dim={self.dim}"
 
@@ -121,9 +123,11 @@ class Split(_Partition):
         (torch.Size([4, 1, 8, 8]), torch.Size([4, 2, 8, 8]))
     """
 
+    @override
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self._cut(x)
 
+    @override
     def inverse(self, y: tuple[Tensor, ...]) -> Tensor:
         return self._join(y, inverse=True)
 
@@ -151,9 +155,11 @@ class Merge(_Partition):
         torch.Size([4, 4, 8, 8])
     """
 
+    @override
     def forward(self, x: tuple[Tensor, ...]) -> Tensor:
         return self._join(x)
 
+    @override
     def inverse(self, y: Tensor) -> tuple[Tensor, ...]:
         return self._cut(y, inverse=True)
 
@@ -179,11 +185,14 @@ class Swap(InvertibleModule):
 
     volume_preserving = True
     moves_only = True
+    _hands_through = True
 
+    @override
     def forward(self, x: Pair) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
         return x2, x1
 
+    @override
     def inverse(self, y: Pair) -> Pair:
         y1, y2 = expect_streams(self, y, 2)
         return y2, y1

@@ -6,6 +6,7 @@ from math import pi, sin, tan
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from .._support.checks import describe, expect_numbers, expect_tensor
 from .._support.memory_format import memory_format
@@ -82,12 +83,15 @@ class HaarWavelet(InvertibleModule):
         self._grid = Grid.of(self, quantum)
 
     @property
+    @override
     def quantum(self) -> float | None:
         return self._grid.quantum if self._grid else None
 
+    @override
     def extra_repr(self) -> str:
         return f"orthonormal={self.orthonormal}, quantum={self.quantum}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = expect_numbers(self, expect_tensor(self, x, min_dim=3))
         if any(side % 2 for side in x.shape[2:]):
@@ -101,6 +105,7 @@ class HaarWavelet(InvertibleModule):
             blocks = torch.stack(self._step(*blocks.unbind(axis)), axis)
         return self._flat(blocks, y)
 
+    @override
     def inverse(self, y: Tensor) -> Tensor:
         y = expect_numbers(self, expect_tensor(self, y, min_dim=3, inverse=True), inverse=True)
         blocks, axes = self._blocks(y)

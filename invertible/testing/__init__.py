@@ -3,6 +3,8 @@
 :mod:`invertible.testing.strategies` has the Hypothesis strategies; it alone needs Hypothesis.
 """
 
-from .inversecheck import LAWS, InversecheckError, inversecheck
+from .inversecheck import inversecheck
+from .laws import LAWS
+from .subject import InversecheckError
 
 __all__ = ["LAWS", "InversecheckError", "inversecheck"]

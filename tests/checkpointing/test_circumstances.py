@@ -1,6 +1,7 @@
 """A layer is run again under the circumstances that it ran in: buffers, generators, autocast."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from toys import body_images as images
 
 from invertible import AdditiveCoupling, Inverse, InvertibleSequential, PixelUnshuffle, Swap
 from invertible._support.survey import survey
-from invertible.checkpointing.circumstances import Circumstances
+from invertible.checkpointing.circumstances import Circumstances, autocast_settings
 
 # --- buffers
 
@@ -239,7 +240,7 @@ class Restless(nn.Module):
 
 
 def circumstances(module):
-    return Circumstances(survey(module), [], None)
+    return Circumstances(survey(module), [], autocast_settings([]), None)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -252,7 +253,7 @@ def test_all_is_as_before_inside_and_as_now_outside(fails):
     module()  # later, all moves on
     now = copy.deepcopy(module.state_dict()), torch.get_rng_state()
     module.fails = fails
-    found.enter("layer 0")
+    found.enter(SimpleNamespace(place="layer 0"))
     try:
         assert torch.equal(torch.get_rng_state(), before)
         torch.testing.assert_close(module(), first, rtol=0, atol=0)
@@ -272,7 +273,7 @@ def test_drawing_more_or_less_than_before_is_noticed():
     found = circumstances(module)
     module()
     found.close(drawing_shows=True)
-    found.enter("layer 0")
+    found.enter(SimpleNamespace(place="layer 0"))
     assert not found.has_drawn_alike()
     module()
     assert found.has_drawn_alike()
@@ -297,7 +298,7 @@ def test_a_state_of_the_generator_is_kept_once():
     module = Restless()
     first = circumstances(module)
     first.close(drawing_shows=True)
-    second = Circumstances(survey(module), [], first.rng)
+    second = Circumstances(survey(module), [], autocast_settings([]), first.rng)
     assert second.rng is first.rng
     module()
     second.close(drawing_shows=True)
@@ -311,4 +312,4 @@ def test_a_changed_parameter_is_named():
     with torch.no_grad():
         f[0].bias.mul_(2)
     with pytest.raises(RuntimeError, match=r"a parameter of layer 3 \(F\), of shape \(2,\), was"):
-        found.enter("layer 3 (F)")
+        found.enter(SimpleNamespace(place="layer 3 (F)"))

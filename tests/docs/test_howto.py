@@ -11,6 +11,16 @@ import torch
 from processes import free_port, run_two
 from torch import distributed, nn
 
+from invertible import (
+    HaarWavelet,
+    InvertibleSequential,
+    Merge,
+    Permute,
+    PixelUnshuffle,
+    ReversibleBlock,
+    Split,
+)
+
 SCRIPTS = Path(__file__).parents[2] / "docs" / "howto" / "scripts"
 SHARDS = torch.__version__ >= (2, 7)  # before, fully_shard needs a GPU
 PEERS = {"memcnn": "memcnn", "revtorch": "revtorch", "revlib": "revlib", "freia": "FrEIA"}
@@ -60,15 +70,100 @@ def output_and_gradients(network, residuals, x):
     return [y.detach(), *(p.grad for f in residuals for p in f.parameters())]
 
 
-@pytest.mark.parametrize("name", ["torch_checkpoint", *PEERS])
-@pytest.mark.filterwarnings("ignore")  # what another library does with torch is its own affair
-def test_the_networks_that_a_guide_puts_side_by_side_compute_the_same(name):
+def scripts_with(name):
+    """The networks that a guide puts side by side, if the library that one needs is there."""
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
         pytest.skip(f"{PEERS[name]} is not installed")
-    networks = runpy.run_path(str(SCRIPTS / "same_network.py"))
+    return runpy.run_path(str(SCRIPTS / "same_network.py"))
+
+
+# What another library does with torch is its own affair.
+others = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("name", ["torch_checkpoint", *PEERS])
+@others
+def test_the_networks_that_a_guide_puts_side_by_side_compute_the_same(name):
+    networks = scripts_with(name)
     ours = [residual() for _ in range(4)]
     theirs = copy.deepcopy(ours)
     x = torch.randn(4, 16)
     found = output_and_gradients(networks["invertible"](ours), ours, x)
     expected = output_and_gradients(networks[name](theirs), theirs, x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", PEERS)
+@others
+def test_weights_of_another_library_are_loaded_under_other_names(name):
+    networks = scripts_with(name)
+    fs, theirs = [residual() for _ in range(4)], [residual() for _ in range(4)]
+    trained = networks[name](theirs).state_dict()
+    networks["invertible"](fs).load_state_dict(networks["renamed"](trained, name))
+    for ours, their in zip(fs, theirs, strict=True):
+        assert all(map(torch.equal, ours.parameters(), their.parameters()))
+
+
+@others
+def test_the_momentum_network_of_a_guide_is_that_of_revlib():
+    networks = scripts_with("revlib")
+    from revlib.utils import momentum_net
+
+    ours = [residual() for _ in range(3)]
+    theirs = copy.deepcopy(ours)
+    x = torch.randn(4, 16)
+    found = output_and_gradients(networks["momentum_net"](ours), ours, x)
+    torch.testing.assert_close(found, output_and_gradients(momentum_net(*theirs), theirs, x))
+
+
+@pytest.mark.parametrize("name", ["memcnn", "revtorch", "freia"])
+@others
+def test_odd_channels_are_cut_into_the_sizes_that_a_guide_names(name):
+    networks = scripts_with(name)
+    sizes = (2, 3) if name == "freia" else (3, 2)
+    f, g = nn.Linear(sizes[1], sizes[0]), nn.Linear(*sizes)
+    theirs = networks[name]([f, g], 5) if name == "freia" else networks[name]([f, g])
+    x = torch.randn(4, 5)
+    block = InvertibleSequential(Split(sizes), ReversibleBlock(f, g), Merge(sizes))
+    expected = output_and_gradients(theirs, [], x)
+    torch.testing.assert_close(output_and_gradients(block, [], x), expected)
+
+
+@others
+def test_wrappers_of_memcnn_in_a_row_are_one_composition_of_ours():
+    networks = scripts_with("memcnn")
+
+    def states_held(network):
+        x = torch.randn(64, 16)
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+            y = network(x)
+        held = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+        return round(held / y.nbytes)
+
+    blocks = [[residual(), residual()] for _ in range(8)]
+    compositions = [networks["invertible"](block) for block in blocks]
+    assert states_held(networks["memcnn"]([f for block in blocks for f in block])) == 1
+    assert states_held(networks["invertible"]([f for block in blocks for f in block])) == 1
+    assert states_held(nn.Sequential(*compositions)) == 8
+    assert states_held(InvertibleSequential(*compositions)) == 1
+
+
+@others
+def test_layers_of_freia_are_those_that_a_guide_names():
+    scripts_with("freia")
+    from FrEIA import modules
+
+    x = torch.randn(2, 3, 8, 6)
+    sizes = [(3, 8, 6)]
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    for legacy, order in (False, "channel-major"), (True, "offset-major"):
+        (expected,), _ = modules.IRevNetDownsampling(sizes, legacy_backend=legacy)([x])
+        assert torch.equal(PixelUnshuffle(2, order=order)(x), expected)
+        (expected,), _ = modules.HaarDownsampling(sizes, order_by_wavelet=legacy)([x])
+        factors = signs.repeat_interleave(3) if legacy else signs.repeat(3)
+        found = HaarWavelet(orthonormal=True, order=order)(x) * factors.view(-1, 1, 1)
+        torch.testing.assert_close(found, expected)
+    permute = modules.PermuteRandom([(16,)], seed=3)
+    y = torch.randn(4, 16)
+    assert torch.equal(Permute(permute.perm.tolist())(y), permute([y])[0][0])

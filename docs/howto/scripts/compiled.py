@@ -3,14 +3,14 @@
 import torch
 from torch import nn
 
-from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
 
 
 def residual() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 1))
 
 
-blocks = [layer for _ in range(4) for layer in (AdditiveCoupling(residual()), Swap())]
+blocks = [ReversibleBlock(residual(), residual()) for _ in range(2)]
 network = InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
 
 images = torch.randn(2, 8, 8, 8)

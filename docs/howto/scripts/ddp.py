@@ -9,14 +9,14 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
 
 
 def residual() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 1))
 
 
-blocks = [layer for _ in range(4) for layer in (AdditiveCoupling(residual()), Swap())]
+blocks = [ReversibleBlock(residual(), residual()) for _ in range(2)]
 network = InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
 
 distributed.init_process_group("gloo")  # "nccl" on GPUs

@@ -9,20 +9,20 @@ import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
 
 
 def residual() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 1))
 
 
-blocks = [layer for _ in range(4) for layer in (AdditiveCoupling(residual()), Swap())]
+blocks = [ReversibleBlock(residual(), residual()) for _ in range(2)]
 network = InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
 
 distributed.init_process_group("gloo")  # "nccl" on GPUs
-for layer in network:
-    if isinstance(layer, AdditiveCoupling):
-        fully_shard(layer.f)
+for block in blocks:
+    fully_shard(block.f)
+    fully_shard(block.g)
 fully_shard(network)
 optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
 for step in range(3):

@@ -3,15 +3,17 @@
 ``fs`` are the sub-networks, an even number of them, each from 8 channels to 8.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def invertible(fs: Sequence[nn.Module]) -> nn.Module:
-    from invertible import AdditiveCoupling, InvertibleSequential, Merge, Split, Swap
+    from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
 
-    blocks = [layer for f in fs for layer in (AdditiveCoupling(f), Swap())]
+    pairs = zip(fs[::2], fs[1::2], strict=True)
+    blocks = [ReversibleBlock(f, g) for f, g in pairs]
     return InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
 
 
@@ -37,12 +39,12 @@ def revlib(fs: Sequence[nn.Module]) -> nn.Module:
     return ReversibleSequential(*fs)
 
 
-def freia(fs: Sequence[nn.Module]) -> nn.Module:
+def freia(fs: Sequence[nn.Module], channels: int = 16) -> nn.Module:
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import NICECouplingBlock
 
     remaining = iter(fs)
-    network = SequenceINN(16)
+    network = SequenceINN(channels)
     for _ in range(len(fs) // 2):
         network.append(NICECouplingBlock, subnet_constructor=lambda *_: next(remaining))
     return network  # calling it returns the output and the log-determinant
@@ -65,3 +67,45 @@ def torch_checkpoint(fs: Sequence[nn.Module]) -> nn.Module:
             return torch.cat((x1, x2), dim=1)
 
     return Network()
+
+
+# What stands before the name that a parameter has in its sub-network: the number of the block, and
+# which of its two functions it is.
+PREFIXES = {
+    "memcnn": r"(\d+)\._fn\.([FG])m\.",
+    "revtorch": r"reversible_blocks\.(\d+)\.([fg])_block\.",
+    "revlib": r"(\d+)-(\d)\.wrapped_module\.wrapped_module\.",
+    "freia": r"module_list\.(\d+)\.([FG])\.",
+}
+
+
+def renamed(state_dict: Mapping[str, Tensor], library: str) -> dict[str, Tensor]:
+    """The state_dict of the network of another library, with the names of ``invertible``."""
+
+    def here(match: re.Match[str]) -> str:
+        which = "f" if match[2] in "Ff0" else "g"
+        return f"{int(match[1]) + 1}.{which}."  # behind Split, which is layer 0
+
+    return {re.sub(PREFIXES[library], here, name): x for name, x in state_dict.items()}
+
+
+def momentum_net(fs: Sequence[nn.Module], beta: float = 0.9) -> nn.Module:
+    from invertible import InvertibleSequential, Merge, ReversibleBlock, Split
+
+    class Scaled(nn.Module):
+        def __init__(self, factor: float, f: nn.Module) -> None:
+            super().__init__()
+            self.factor = factor
+            self.f = f
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.f(self.factor * x)
+
+    blocks = [
+        ReversibleBlock(
+            Scaled(beta**i, f),
+            Scaled((1 - beta) / beta ** (i + 1), nn.Identity()),
+        )
+        for i, f in enumerate(fs)
+    ]
+    return InvertibleSequential(Split(), *blocks, Merge(), checkpoint=True)
