@@ -16,7 +16,7 @@ class Survey(NamedTuple):
     with_buffers: list[nn.Module]  # or which may register some
     read_buffers: list[nn.Module]  # those of them whose results may depend on what buffers become
     parameters: list[Tensor]
-    devices: list[torch.device]  # of parameters, the CPU left out
+    devices: list[torch.device]  # of parameters, the CPU and meta left out
     may_draw: bool  # random numbers
     may_be_compiled: bool
 
@@ -47,7 +47,7 @@ def survey(layer: nn.Module) -> Survey:
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
                 parameters.append(parameter)
-                if not parameter.is_cpu:
+                if not (parameter.is_cpu or parameter.is_meta):
                     devices[parameter.device] = None
         for child in own["_modules"].values():
             if child is not None and id(child) not in seen:

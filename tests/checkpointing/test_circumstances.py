@@ -198,6 +198,14 @@ def test_one_tensor_may_be_both_streams():
     assert_same_gradients(networks, lambda net: sum(part.sin().sum() for part in net((x, x))))
 
 
+def test_networks_without_numbers_can_be_run():
+    with torch.device("meta"):
+        network = body(2, lambda: nn.Sequential(*bottleneck(4), nn.Dropout(0.5)), checkpoint=True)
+        x = torch.empty(2, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert network(x).shape == (2, 8, 4, 4)
+    assert network.inverse(network(x)).shape == x.shape
+
+
 # --- members that run the other way
 
 
