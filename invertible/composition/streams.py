@@ -29,7 +29,8 @@ class OnStreams(Composite):
             :class:`InvertibleModule`; when called on anything but a tuple of tensors, or if the
             layer returns a tensor in place of a tuple, or the reverse.
         ValueError: If ``streams`` is empty or names a stream twice; when called, if there is no
-            such stream, or the layer returns another number of streams than it took.
+            such stream, two numbers are those of one, or the layer returns another number of
+            streams than it took.
 
     Example:
         >>> layer = OnStreams(0, PixelUnshuffle(2))

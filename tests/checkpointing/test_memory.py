@@ -106,6 +106,27 @@ def test_compositions_inside_sub_networks_keep_nothing():
     assert held[0] == held[1]
 
 
+class Gated(nn.Module):
+    """Computes something large of its parameters, which no gradient of the input asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(10_000))
+
+    def forward(self, x):
+        return x.tanh() * self.gate.tanh().exp().mean()
+
+
+def test_what_autograd_does_not_ask_for_goes_with_its_layer():
+    x = torch.randn(2, 4, 4, 4, requires_grad=True)
+    peaks = []
+    for depth in (2, 12):
+        layers = couplings(depth, Gated)
+        loss = InvertibleSequential(Split(), *layers, Merge(), checkpoint=True)(x).sum()
+        peaks.append(memory_of(lambda loss=loss: torch.autograd.grad(loss, x)).peak)
+    assert peaks[1] <= peaks[0] + x.nbytes
+
+
 class Watched(nn.Module):
     """Knows which of the activations that it saved are still in memory."""
 

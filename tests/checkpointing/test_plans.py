@@ -147,14 +147,17 @@ def test_a_copy_runs_its_own_layers(again):
 
 
 @pytest.mark.parametrize("shallow", [copy.copy, lambda m: m._replicate_for_data_parallel()])
-def test_a_shallow_copy_with_other_layers_runs_them(shallow):
+def test_shallow_copies_with_other_layers_run_them(shallow):
     """As ``nn.DataParallel`` makes its replicas."""
     module = network(checkpoint=True)
+    module[1] = Affine(0.0, 5.0)
     x = images(3, 4, dtype=torch.float32)
     y = module(x)
-    twin = shallow(module)
-    twin._modules = dict(module._modules) | {"1": Double()}
-    torch.testing.assert_close(twin(x), 2 * module[0](x))
+    twins = [shallow(module) for _ in range(2)]
+    for i, twin in enumerate(twins):
+        twin._modules = dict(module._modules) | {"1": Affine(0.0, float(i))}
+    for i, twin in enumerate(twins):
+        torch.testing.assert_close(twin(x), y - module[1].shift + i)
     torch.testing.assert_close(module(x), y, rtol=0, atol=0)
 
 
