@@ -21,7 +21,7 @@ class Direction(NamedTuple):
         """The method's name."""
         return ("inverse" if self.inverted else "forward") + ("_and_log_det" * self.log_det)
 
-    def run(
+    def apply(
         self, layer: InvertibleModule, state: State, context: Any
     ) -> tuple[State, Tensor | None]:
         """Runs a layer; the log-determinant is None unless it is asked for."""

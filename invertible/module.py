@@ -148,7 +148,7 @@ class InvertibleModule(nn.Module, ABC):
             The input.
         """
         x = replay.undo(y)
-        replay.run(x)
+        replay.rerun(x)
         return x
 
     def members(self) -> Sequence[Member] | None:

@@ -92,11 +92,11 @@ class Chain:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
         if not step.moves_only:
-            frame, y, log_det = self._run(step, x, streams)
+            frame, y, log_det = self._record_frame(step, x, streams)
             frame.takes_tuple = isinstance(x, tuple)
             self._connect(frame, streams, inputs, y)
             return y, log_det
-        y, log_det = step.run(x, None)
+        y, log_det = step.apply(x, None)
         if not all(id(stream) in self._live for stream in streams_of(y)):  # as behind Swap
             self._connect(Move(step, streams), streams, inputs, y)
         return y, log_det
@@ -107,7 +107,7 @@ class Chain:
             self._kept.setdefault(number, Kept(stream.detach()))
         self._live.clear()
 
-    def _run(
+    def _record_frame(
         self, step: Step, x: Any, streams: Sequence[Tensor]
     ) -> tuple[Frame, Any, Tensor | None]:
         devices = self._devices_of(step, streams)
@@ -119,7 +119,7 @@ class Chain:
                 frame = Frame(step, streams, context, devices, self._autocast[1], self._rng)
                 if self._drift:
                     self._drift.remember(frame, x)
-                y, log_det = frame.run(x, self._fill)
+                y, log_det = frame.record(x, self._fill)
             finally:
                 thread.inside_layer = False
         self._rng = frame.circumstances.rng
@@ -171,7 +171,7 @@ class Chain:
         thread.inside_layer = thread.rebuilding = True
         try:
             if all(number in self._kept for number in frame.inputs):
-                x = frame.rerun(self._state(frame.inputs, frame.takes_tuple))
+                x = frame.restart(self._state(frame.inputs, frame.takes_tuple))
             else:
                 self._require(frame.outputs)
                 x = frame.rebuild(self._state(frame.outputs, frame.returns_tuple))

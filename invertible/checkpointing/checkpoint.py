@@ -67,5 +67,5 @@ def reversible_checkpoint(
             y, log_dets = run(module, direction, x, context)
             return (y, log_dets[0]) if log_det else y
         check_context(module, context)
-        y, total = direction.run(module, x, context)
+        y, total = direction.apply(module, x, context)
         return (y, total) if log_det else y

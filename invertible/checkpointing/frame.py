@@ -66,7 +66,7 @@ class Frame:
         self.saved: list[Tensor | None] = []
         self.asked_again = False
 
-    def run(self, x: State, refill: Callable[[Frame], None]) -> tuple[Any, Tensor | None]:
+    def record(self, x: State, refill: Callable[[Frame], None]) -> tuple[Any, Tensor | None]:
         """Runs the layer, with numbers saved in place of tensors.
 
         In the backward pass ``refill`` is called when they are not there.
@@ -76,20 +76,20 @@ class Frame:
         with saved_tensors_hooks(pack, unpack):
             if step.untraced:
                 with no_trace(step.layer, (x, context)):
-                    y, log_det = step.run(x, context)
+                    y, log_det = step.apply(x, context)
             else:
-                y, log_det = step.run(x, context)
+                y, log_det = step.apply(x, context)
         # Behind an inverse the generators are as before, whatever was drawn.
         self.circumstances.close(drawing_shows=not (step.untraced or step.direction.inverted))
         return y, log_det
 
     def rebuild(self, y: State) -> Any:
         """Rebuilds the input state and all saved tensors from the output state."""
-        return self._record(self.step.layer.rebuild, y, y)
+        return self._save_again(self.step.layer.rebuild, y, y)
 
-    def rerun(self, x: State) -> Any:
+    def restart(self, x: State) -> Any:
         """Rebuilds all saved tensors from an input state that was stored."""
-        return self._record(_run_again, x, None)
+        return self._save_again(_run_again, x, None)
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
@@ -106,7 +106,7 @@ class Frame:
     def _replay(self, y: State | None) -> Replay:
         return Replay(self.step, self.context, self.layouts, self.circumstances, y)
 
-    def _record(
+    def _save_again(
         self, run: Callable[[State, Replay], Any], given: State, output: State | None
     ) -> Any:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
@@ -148,7 +148,7 @@ class Frame:
 
 def _run_again(x: State, replay: Replay) -> State:
     x = replay.restore_state(x)
-    replay.run(x)
+    replay.rerun(x)
     return x
 
 

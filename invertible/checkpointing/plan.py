@@ -54,7 +54,7 @@ class Step:
     def place(self) -> str:
         return f"layer {self.name} ({type(self.layer).__name__})"
 
-    def run(self, state: Any, context: Any) -> tuple[Any, Tensor | None]:
+    def apply(self, state: Any, context: Any) -> tuple[Any, Tensor | None]:
         """Runs the layer; the log-determinant is None unless it is asked for."""
         result = self._method(state, context) if self.conditional else self._method(state)
         return result if self.direction.log_det else (result, None)

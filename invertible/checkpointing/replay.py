@@ -97,14 +97,14 @@ class Replay:
             return self.restore(x)
         return tuple(self.restore(stream, i) for i, stream in enumerate(x))
 
-    def run(self, x: State) -> tuple[Any, Tensor | None]:
+    def rerun(self, x: State) -> tuple[Any, Tensor | None]:
         """Runs the layer again, from the buffers and random numbers that it found.
 
         Raises:
             RuntimeError: If random numbers led elsewhere than in the forward pass.
         """
         self._circumstances.rewind()
-        y, log_det = self._step.run(x, self.context)
+        y, log_det = self._step.apply(x, self.context)
         if self._circumstances.drew and self._output is not None:
             self._require_undone(y, self._output)
         return y, log_det

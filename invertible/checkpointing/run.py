@@ -48,12 +48,12 @@ def run(
     asked = _around.rebuild
     if torch.compiler.is_dynamo_compiling() and Plan(module, direction, rebuilds, asked).rebuilds:
         # A layer must run the same code when it is rebuilt, outside of the compiler's reach.
-        eager: Any = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+        eager: Any = torch.compiler.disable(_run_eagerly)  # type: ignore[no-untyped-call]
         return eager(module, direction, x, context, rebuilds, asked)  # type: ignore[no-any-return]
-    return _run(module, direction, x, context, rebuilds, asked)
+    return _run_eagerly(module, direction, x, context, rebuilds, asked)
 
 
-def _run(
+def _run_eagerly(
     module: InvertibleModule,
     direction: Direction,
     x: Any,
@@ -97,7 +97,7 @@ class _Follower:
                 continue
             try:
                 if step.hands_through:
-                    state, log_det = step.run(state, None)
+                    state, log_det = step.apply(state, None)
                 elif step.rebuild is None or step.is_whole:
                     state, log_det = self._store(step, state)
                 else:
@@ -167,11 +167,11 @@ class _Follower:
         self._end_chain()
         if step.untraced:
             with no_trace(step.layer, (state, self.context)):
-                return step.run(state, self.context)
+                return step.apply(state, self.context)
         if step.is_whole:
             with asking(step.rebuild):
-                return step.run(state, self.context)
-        return step.run(state, self.context)
+                return step.apply(state, self.context)
+        return step.apply(state, self.context)
 
     def _end_chain(self) -> None:
         if self.chain is not None:

@@ -99,7 +99,7 @@ def _run(
         for parameter in layer.parameters():
             if id(parameter) in moves:
                 parameter.data.add_(moves[id(parameter)])
-        return direction.run(layer, state, context)
+        return direction.apply(layer, state, context)
 
     results = subject.evaluate(run, mapped(moved, state), mapped(moved, context))
     return [part for part in tensors(results) if part.is_floating_point()]

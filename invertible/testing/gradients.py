@@ -151,7 +151,7 @@ def _weighted(subject: Subject, run: Run, module: InvertibleModule) -> dict[str,
     sources = {f"stream {i} of the input": leaf for i, leaf in enumerate(tensors(given))} | others
 
     def gradients(_: InvertibleModule, state: State, context: Any) -> tuple[Tensor, ...]:
-        results = tensors(run.direction.run(module, state, context))
+        results = tensors(run.direction.apply(module, state, context))
         outputs = [part for part in results if part.requires_grad]
         return torch.autograd.grad(
             outputs, list(sources.values()), weights(outputs), materialize_grads=True

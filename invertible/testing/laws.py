@@ -56,7 +56,7 @@ def input_untouched(subject: Subject) -> None:
     def look(layer: InvertibleModule, given: State, context: Any) -> None:
         parts = {"its argument": given, "the context": context}
         before = {what: (copied(part), _versions(part)) for what, part in parts.items()}
-        run.direction.run(layer, given, context)
+        run.direction.apply(layer, given, context)
         changed.extend(
             what
             for what, part in parts.items()
@@ -192,7 +192,7 @@ def _try_examples(subject: Subject, index: list[int]) -> None:
             continue
         with torch.no_grad():
             start = y if run.direction.inverted else x
-            _, found = subject.evaluate(run.direction.run, start, context)
+            _, found = subject.evaluate(run.direction.apply, start, context)
         what = f"{given}, that of {run.name}"
         expected = examples(run.log_det, index, subject.batch)
         if found.shape != expected.shape:

@@ -87,7 +87,7 @@ def _with_log_det(subject: Subject, direction: Direction, state: State) -> Any:
     """What the log-determinant method of a direction returns, None if it is not defined."""
     try:
         with torch.no_grad():
-            return subject.evaluate(direction.run, state)
+            return subject.evaluate(direction.apply, state)
     except NotImplementedError:
         return None
 
@@ -105,7 +105,7 @@ def _require_form(
         )
     found, log_det = result
     with torch.no_grad():
-        expected, _ = subject.evaluate(direction._replace(log_det=False).run, state)
+        expected, _ = subject.evaluate(direction._replace(log_det=False).apply, state)
     subject.require_close(found, expected, f"the state of {method}", state)
     if log_det.shape != (batch,):
         subject.fail(f"{method} returned one of shape {tuple(log_det.shape)}, expected ({batch},).")
@@ -128,7 +128,7 @@ def _compare_with_jacobian(
     if not 0 < size <= JACOBIAN_LIMIT:
         return
     with torch.enable_grad():
-        output, _ = subject.evaluate(direction._replace(log_det=False).run, given)
+        output, _ = subject.evaluate(direction._replace(log_det=False).apply, given)
         outputs = by_example(output)
     if outputs.shape[1] != size:
         subject.fail(f"the Jacobian of {name} is not square.")

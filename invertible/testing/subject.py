@@ -123,7 +123,7 @@ class Subject:
             direction = plain.direction._replace(log_det=True)
             try:
                 with torch.no_grad():
-                    state, log_det = self.evaluate(direction.run, plain.given)
+                    state, log_det = self.evaluate(direction.apply, plain.given)
             except Exception:
                 continue
             if is_state(state) and getattr(log_det, "shape", None) == (self.batch,):

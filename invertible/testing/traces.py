@@ -38,7 +38,7 @@ def no_trace(subject: Subject) -> None:
     def look(layer: InvertibleModule, y: State, context: Any) -> None:
         devices = accelerators((y, context))
         before = _everything(layer, devices)
-        run.direction.run(layer, y, context)
+        run.direction.apply(layer, y, context)
         after = _everything(layer, devices)
         changed.extend(what for what in after if not alike(after[what], before.get(what)))
         changed.extend(what for what in before if what not in after)
@@ -92,7 +92,7 @@ def _require_no_graph(subject: Subject) -> None:
             )
         ]
 
-    forward = subject.runs[0].direction.run
+    forward = subject.runs[0].direction.apply
     given, context, _ = subject.sources(subject.x)
     with torch.enable_grad():
         kept = subject.evaluate(look, given, context)
