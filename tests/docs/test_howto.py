@@ -1,6 +1,7 @@
 """The scripts that how-to guides show run, those for other libraries where these are installed."""
 
 import copy
+import gc
 import importlib.util
 import runpy
 import sys
@@ -135,6 +136,7 @@ def test_wrappers_of_memcnn_in_a_row_are_one_composition_of_ours():
 
     def states_held(network):
         x = torch.randn(64, 16)
+        gc.collect()  # or what other tests left is freed meanwhile
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
             y = network(x)
