@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .module import InvertibleModule
-from .state import State
+from .state import Context, State
 
 
 class Direction(NamedTuple):
@@ -22,7 +22,7 @@ class Direction(NamedTuple):
         return ("inverse" if self.inverted else "forward") + ("_and_log_det" * self.log_det)
 
     def apply(
-        self, layer: InvertibleModule, state: State, context: Any
+        self, layer: InvertibleModule, state: State, context: Context
     ) -> tuple[State, Tensor | None]:
         """Runs a layer; the log-determinant is None unless it is asked for."""
         if not self.log_det:
@@ -31,12 +31,12 @@ class Direction(NamedTuple):
         return method(state, context) if layer.conditional else method(state)  # type: ignore[no-any-return]
 
 
-def call(layer: InvertibleModule, x: State, context: Any) -> Any:
+def call(layer: InvertibleModule, x: State, context: Context) -> Any:
     """Runs a layer, with the context if it takes one."""
     return layer(x, context) if layer.conditional else layer(x)
 
 
-def call_inverse(layer: InvertibleModule, y: State, context: Any) -> Any:
+def call_inverse(layer: InvertibleModule, y: State, context: Context) -> Any:
     """Runs a layer backwards, with the context if it takes one."""
     inverse: Any = layer.inverse  # the abstract one takes no context
     return inverse(y, context) if layer.conditional else inverse(y)

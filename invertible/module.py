@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from ._support.checks import check_context
 from ._support.compiling import calling
-from .state import State, streams_of
+from .state import Context, State, streams_of
 
 if TYPE_CHECKING:
     from .checkpointing.replay import Replay
@@ -100,7 +100,7 @@ class InvertibleModule(nn.Module, ABC):
     def inverse(self, y: Any) -> Any:
         """Maps an output of :meth:`forward` back to its input, and leaves no trace."""
 
-    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         r"""Returns the output and :math:`\log |\det \partial y / \partial x|`, in one pass.
 
         Shape:
@@ -114,7 +114,7 @@ class InvertibleModule(nn.Module, ABC):
         check_context(self, context)
         return self(x, context) if self.conditional else self(x), _zeros(x)
 
-    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         r"""Returns the pre-image and :math:`\log |\det \partial x / \partial y|`, in one pass.
 
         Shape:

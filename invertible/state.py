@@ -9,6 +9,8 @@ from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
 State = Tensor | tuple[Tensor, ...]
+# What conditional layers take besides: any object.
+Context = Any
 
 
 def streams_of(state: State) -> tuple[Tensor, ...]:

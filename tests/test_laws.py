@@ -28,6 +28,7 @@ def test_every_layer_is_registered():
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=15)
 @given(data=st.data(), training=st.booleans())
 def test_a_layer_keeps_the_laws(name, data, training):
     make, states = LAYERS[name]
@@ -36,6 +37,7 @@ def test_a_layer_keeps_the_laws(name, data, training):
 
 
 # Only rounding differs from float64.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=10)
 @given(data=st.data(), training=st.booleans())

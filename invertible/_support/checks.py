@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..state import Context
+
 if TYPE_CHECKING:
     from ..module import InvertibleModule
 
@@ -166,13 +168,13 @@ def _tensors(count: int | None) -> str:
     return "1 tensor" if count == 1 else f"{count} tensors"
 
 
-def check_context(layer: InvertibleModule, context: Any) -> None:
+def check_context(layer: InvertibleModule, context: Context) -> None:
     """Raises when a context is missing, or given to a layer that would ignore it."""
     check_contexts(layer, [layer], context)
 
 
 def check_contexts(
-    module: InvertibleModule, layers: Iterable[InvertibleModule], context: Any
+    module: InvertibleModule, layers: Iterable[InvertibleModule], context: Context
 ) -> None:
     """:func:`check_context` for a composition, of the layers that it runs."""
     if context is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
-from ..state import State, streams_of, tensors, version
+from ..state import Context, State, streams_of, tensors, version
 from .circumstances import Autocast, autocast_settings
 from .drift import current_drift
 from .frame import Frame
@@ -65,7 +65,7 @@ class Chain:
     needs is rebuilt without the others.
     """
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = Kept(context)
         self._context_devices = accelerators(context)
         # As they are while the run goes on, for the devices that are named.
@@ -84,7 +84,7 @@ class Chain:
         self._spent: list[int] = []
         self._drift = current_drift()
 
-    def record(self, step: Step, x: Any) -> tuple[Any, Tensor | None]:
+    def record(self, step: Step, x: State) -> tuple[Any, Tensor | None]:
         """Runs the next layer."""
         streams = x if isinstance(x, tuple) else (x,)
         inputs = self._numbers(streams)
@@ -108,7 +108,7 @@ class Chain:
         self._live.clear()
 
     def _record_frame(
-        self, step: Step, x: Any, streams: Sequence[Tensor]
+        self, step: Step, x: State, streams: Sequence[Tensor]
     ) -> tuple[Frame, Any, Tensor | None]:
         devices = self._devices_of(step, streams)
         # A composition inside a sub-network is rebuilt with it.

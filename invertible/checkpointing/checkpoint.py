@@ -7,6 +7,7 @@ from typing import Any
 from .._support.checks import check_context
 from ..direction import Direction
 from ..module import InvertibleModule
+from ..state import Context
 from .run import asking, run
 from .settings import Rebuild
 
@@ -14,7 +15,7 @@ from .settings import Rebuild
 def reversible_checkpoint(
     module: InvertibleModule,
     x: Any,
-    context: Any = None,
+    context: Context = None,
     *,
     log_det: bool = False,
     rebuild: Rebuild = Rebuild(),  # noqa: B008, it is immutable

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .._support.compiling import uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
-from ..state import State
+from ..state import Context, State
 from .circumstances import Autocast, Circumstances
 from .plan import Step
 from .replay import Replay, layout_of
@@ -47,7 +47,7 @@ class Frame:
         self,
         step: Step,
         streams: Sequence[Tensor],
-        context: Any,
+        context: Context,
         devices: list[torch.device],
         autocast: Autocast,
         rng: RNGStates | None,

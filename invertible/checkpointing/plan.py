@@ -13,6 +13,7 @@ from .._support.survey import Survey, survey
 from ..direction import Direction, call, call_inverse
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
+from ..state import Context
 from .settings import Rebuild
 
 
@@ -54,12 +55,12 @@ class Step:
     def place(self) -> str:
         return f"layer {self.name} ({type(self.layer).__name__})"
 
-    def apply(self, state: Any, context: Any) -> tuple[Any, Tensor | None]:
+    def apply(self, state: Any, context: Context) -> tuple[Any, Tensor | None]:
         """Runs the layer; the log-determinant is None unless it is asked for."""
         result = self._method(state, context) if self.conditional else self._method(state)
         return result if self.direction.log_det else (result, None)
 
-    def undo(self, state: Any, context: Any) -> Any:
+    def undo(self, state: Any, context: Context) -> Any:
         """Runs the layer the other way."""
         return (call if self.direction.inverted else call_inverse)(self.layer, state, context)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._support.memory_format import with_strides
-from ..state import State, streams_of
+from ..state import Context, State, streams_of
 from .circumstances import Circumstances
 from .plan import Step
 
@@ -44,13 +44,13 @@ class Replay:
 
     __slots__ = ("_circumstances", "_layouts", "_output", "_step", "context")
 
-    context: Any
+    context: Context
     """What a conditional layer took as its second argument."""
 
     def __init__(
         self,
         step: Step,
-        context: Any,
+        context: Context,
         layouts: list[Layout],
         circumstances: Circumstances,
         output: State | None,

@@ -22,6 +22,7 @@ from ..direction import Direction
 from ..exact.grid import finest_grid
 from ..exact.ranges import check_entrance, check_exit, check_range
 from ..module import InvertibleModule
+from ..state import Context, State
 from .chain import Chain
 from .plan import Branches, Plan, Step, Steps
 from .plans import plan_for
@@ -30,7 +31,7 @@ from .settings import Rebuild
 
 
 def run(
-    module: InvertibleModule, direction: Direction, x: Any, context: Any
+    module: InvertibleModule, direction: Direction, x: State, context: Context
 ) -> tuple[Any, list[Tensor]]:
     """Runs a composition, or a layer by itself, in one of its four ways.
 
@@ -56,8 +57,8 @@ def run(
 def _run_eagerly(
     module: InvertibleModule,
     direction: Direction,
-    x: Any,
-    context: Any,
+    x: State,
+    context: Context,
     rebuilds: bool,
     asked: Rebuild | None,
 ) -> tuple[Any, list[Tensor]]:
@@ -78,19 +79,19 @@ def _run_eagerly(
 class _Follower:
     """Runs the steps of one plan."""
 
-    def __init__(self, module: InvertibleModule, context: Any) -> None:
+    def __init__(self, module: InvertibleModule, context: Context) -> None:
         self.module = module
         self.context = context
         self.log_dets: list[Tensor] = []
         self.chain: Chain | None = None
 
-    def follow(self, steps: Steps, state: Any) -> Any:
+    def follow(self, steps: Steps, state: State) -> State:
         """Runs all steps, and stores what the rebuilt ones are rebuilt from."""
         state = self._steps(steps, state)
         self._end_chain()
         return state
 
-    def _steps(self, steps: Steps, state: Any) -> Any:
+    def _steps(self, steps: Steps, state: State) -> State:
         for step in steps:
             if isinstance(step, Branches):
                 state = self._branch(step, state)
@@ -116,7 +117,7 @@ class _Follower:
                 self.log_dets.append(log_det)
         return state
 
-    def _branch(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
+    def _branch(self, fork: Branches, state: State) -> tuple[Tensor, ...]:
         """Runs branches, and notes their place where they fail by themselves."""
         try:
             return self._fork(fork, state)
@@ -128,7 +129,7 @@ class _Follower:
                 )
             raise
 
-    def _fork(self, fork: Branches, state: Any) -> tuple[Tensor, ...]:
+    def _fork(self, fork: Branches, state: State) -> tuple[Tensor, ...]:
         """Runs layers on some streams each, one after the other."""
         owner = fork.owner
         streams = list(expect_streams(owner, state, fork.stream_count))
@@ -162,7 +163,7 @@ class _Follower:
                 streams[place] = stream
         return tuple(streams)
 
-    def _store(self, step: Step, state: Any) -> tuple[Any, Tensor | None]:
+    def _store(self, step: Step, state: State) -> tuple[Any, Tensor | None]:
         """Runs a layer that stores its activations, or a composition that sees to them itself."""
         self._end_chain()
         if step.untraced:

@@ -16,6 +16,7 @@ from ..checkpointing.settings import Rebuild
 from ..direction import Direction
 from ..exact.grid import finest_grid
 from ..module import InvertibleModule, Member
+from ..state import Context
 
 
 class Composite(InvertibleModule):
@@ -95,23 +96,23 @@ class Composite(InvertibleModule):
 
     @runs_members
     @override
-    def forward(self, x: Any, context: Any = None) -> Any:
+    def forward(self, x: Any, context: Context = None) -> Any:
         return run(self, Direction(), x, context)[0]
 
     @runs_members
     @override
-    def inverse(self, y: Any, context: Any = None) -> Any:
+    def inverse(self, y: Any, context: Context = None) -> Any:
         return run(self, Direction(inverted=True), y, context)[0]
 
     @runs_members
     @override
-    def forward_and_log_det(self, x: Any, context: Any = None) -> tuple[Any, Tensor]:
+    def forward_and_log_det(self, x: Any, context: Context = None) -> tuple[Any, Tensor]:
         y, log_dets = run(self, Direction(log_det=True), x, context)
         return y, torch.stack(log_dets).sum(0)
 
     @runs_members
     @override
-    def inverse_and_log_det(self, y: Any, context: Any = None) -> tuple[Any, Tensor]:
+    def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         x, log_dets = run(self, Direction(inverted=True, log_det=True), y, context)
         return x, torch.stack(log_dets).sum(0)
 

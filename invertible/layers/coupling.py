@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -15,7 +13,7 @@ from ..checkpointing.replay import Replay
 from ..composition.composite import Composite
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
-from ..state import Pair
+from ..state import Context, Pair
 from .streams import Swap
 from .subnetwork import evaluate, may_lack_context, name_of_f
 
@@ -94,12 +92,12 @@ class AdditiveCoupling(InvertibleModule):
         return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
     @override
-    def forward(self, x: Pair, context: Any = None) -> Pair:
+    def forward(self, x: Pair, context: Context = None) -> Pair:
         x1, x2 = expect_streams(self, x, 2)
         return x1 + self._shift(x1, x2, context), x2
 
     @override
-    def inverse(self, y: Pair, context: Any = None) -> Pair:
+    def inverse(self, y: Pair, context: Context = None) -> Pair:
         y1, x2 = expect_streams(self, y, 2)
         with inverting(self.f, y):
             shift = self._shift(y1, x2, context)
@@ -112,7 +110,7 @@ class AdditiveCoupling(InvertibleModule):
         shift = self._shift(y1, x2, replay.context).detach()
         return replay.restore(y1 + shift if replay.inverted else y1 - shift, 0), x2
 
-    def _shift(self, x1: Tensor, x2: Tensor, context: Any) -> Tensor:
+    def _shift(self, x1: Tensor, x2: Tensor, context: Context) -> Tensor:
         if (context is None) is self._conditional:
             check_context(self, context)
         if x1.dtype is torch.bool:

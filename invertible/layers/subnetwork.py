@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..module import InvertibleModule
-from ..state import version
+from ..state import Context, version
 
 
 def name_of_f(layer: InvertibleModule, f: nn.Module) -> str:
@@ -17,7 +17,7 @@ def name_of_f(layer: InvertibleModule, f: nn.Module) -> str:
     return f"{type(layer).__name__}'s f ({type(f).__name__})"
 
 
-def evaluate(layer: InvertibleModule, f: nn.Module, x: Tensor, context: Any) -> Any:
+def evaluate(layer: InvertibleModule, f: nn.Module, x: Tensor, context: Context) -> Any:
     """What a layer's sub-network returns for a stream, and a context if there is one.
 
     Raises:

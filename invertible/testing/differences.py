@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..direction import Direction
 from ..module import InvertibleModule
-from ..state import State, tensors
+from ..state import Context, State, tensors
 from .states import mapped, weights
 from .subject import Subject
 
@@ -85,14 +85,14 @@ def require_derivative(subject: Subject, direction: Direction, start: State, wha
 
 
 def _run(
-    subject: Subject, direction: Direction, state: State, context: Any, moves: dict[int, Tensor]
+    subject: Subject, direction: Direction, state: State, context: Context, moves: dict[int, Tensor]
 ) -> list[Tensor]:
     """What a method returns for leaves that are moved, by their ids."""
 
     def moved(leaf: Tensor) -> Tensor:
         return leaf + moves[id(leaf)] if id(leaf) in moves else leaf
 
-    def run(layer: InvertibleModule, state: Any, context: Any) -> Any:
+    def run(layer: InvertibleModule, state: Any, context: Context) -> Any:
         for part in subject.modules:
             if isinstance(part, ParametrizationList):  # no gradient follows a power iteration
                 part.eval()

@@ -11,6 +11,7 @@ import torch
 from .._support.generators import accelerators, get_rng_states, same_rng_states
 from .._support.no_trace import no_trace
 from ..module import InvertibleModule
+from ..state import Context
 from .states import copied
 
 
@@ -31,7 +32,7 @@ class Evaluator:
         self.draws = False
 
     def __call__(
-        self, run: Callable[..., Any], layer: InvertibleModule, state: Any, context: Any
+        self, run: Callable[..., Any], layer: InvertibleModule, state: Any, context: Context
     ) -> Any:
         """``run(layer, state, context)``, where the layer may be a copy of the one that is kept."""
         devices = accelerators((state, context))

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..composition import InvertibleSequential
 from ..direction import Direction, call, call_inverse
 from ..module import InvertibleModule
-from ..state import State, tensors
+from ..state import Context, State, tensors
 from .differences import require_derivative
 from .states import detached, magnitude, weights
 from .subject import Run, Subject
@@ -150,7 +150,7 @@ def _weighted(subject: Subject, run: Run, module: InvertibleModule) -> dict[str,
     given, context, others = subject.sources(run.given)
     sources = {f"stream {i} of the input": leaf for i, leaf in enumerate(tensors(given))} | others
 
-    def gradients(_: InvertibleModule, state: State, context: Any) -> tuple[Tensor, ...]:
+    def gradients(_: InvertibleModule, state: State, context: Context) -> tuple[Tensor, ...]:
         results = tensors(run.direction.apply(module, state, context))
         outputs = [part for part in results if part.requires_grad]
         return torch.autograd.grad(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 import torch
 
 from .._support.checks import check_context, describe
 from ..module import InvertibleModule
-from ..state import State
+from ..state import Context, State
 from .laws import LAWS
 from .states import is_state
 from .subject import InversecheckError, Subject
@@ -20,7 +19,7 @@ from .subject import InversecheckError, Subject
 def inversecheck(
     layer: InvertibleModule,
     x: State,
-    context: Any = None,
+    context: Context = None,
     *,
     y: State | None = None,
     tolerance: float | None = None,

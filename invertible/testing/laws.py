@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._support.checks import describe
 from ..module import InvertibleModule
-from ..state import State, tensors, version
+from ..state import Context, State, tensors, version
 from .gradients import derivative, differentiable, rebuilding
 from .log_determinant import log_determinant, require_opposite, require_same_log_det
 from .states import (
@@ -53,7 +53,7 @@ def input_untouched(subject: Subject) -> None:
     """Looks for writes into what the methods are given, even of the same numbers."""
     changed: list[str] = []
 
-    def look(layer: InvertibleModule, given: State, context: Any) -> None:
+    def look(layer: InvertibleModule, given: State, context: Context) -> None:
         parts = {"its argument": given, "the context": context}
         before = {what: (copied(part), _versions(part)) for what, part in parts.items()}
         run.direction.apply(layer, given, context)
@@ -210,7 +210,7 @@ def _undone(
     x: State,
     y: State,
     given: str,
-    context: Any = None,
+    context: Context = None,
     *,
     comparable: bool = True,
 ) -> State:

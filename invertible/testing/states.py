@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._support.memory_format import is_channels_last, memory_format
 from ..module import InvertibleModule
-from ..state import State, tensors
+from ..state import Context, State, tensors
 
 
 def is_state(state: Any) -> bool:
@@ -41,7 +41,7 @@ def detached(state: State, *, requires_grad: bool = False) -> State:
     return result
 
 
-def leaves_of(context: Any) -> tuple[Any, list[Tensor]]:
+def leaves_of(context: Context) -> tuple[Any, list[Tensor]]:
     """A copy of a context whose floating-point tensors take gradients, and these tensors."""
     leaves: list[Tensor] = []
 

@@ -15,7 +15,7 @@ from .._support.checks import describe
 from .._support.no_trace import no_trace
 from ..direction import Direction, call, call_inverse
 from ..module import InvertibleModule
-from ..state import State, tensors
+from ..state import Context, State, tensors
 from .evaluator import Evaluator, fresh_copy
 from .states import (
     copied,
@@ -54,7 +54,7 @@ class Subject:
         self,
         layer: InvertibleModule,
         x: State,
-        context: Any,
+        context: Context,
         y: State | None,
         tolerance: float | None,
     ) -> None:
@@ -79,7 +79,7 @@ class Subject:
         self,
         run: Callable[..., Any],
         state: State,
-        context: Any = None,
+        context: Context = None,
         layer: InvertibleModule | None = None,
     ) -> Any:
         """Runs the layer on copies of a state and a context, by default its own."""
@@ -173,12 +173,12 @@ class Subject:
             )
         return any(bool(g[1:].any()) for g in gradients if g is not None)
 
-    def forward(self, x: State, context: Any = None) -> State:
+    def forward(self, x: State, context: Context = None) -> State:
         """``forward`` of a state, without grad."""
         return self._state_from("forward", call, x, context)
 
     def inverse(
-        self, y: State, context: Any = None, layer: InvertibleModule | None = None
+        self, y: State, context: Context = None, layer: InvertibleModule | None = None
     ) -> State:
         """``inverse`` of a state, without grad."""
         return self._state_from("inverse", call_inverse, y, context, layer)
@@ -188,7 +188,7 @@ class Subject:
         name: str,
         direction: Callable[..., Any],
         given: State,
-        context: Any,
+        context: Context,
         layer: InvertibleModule | None = None,
     ) -> State:
         with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._support.generators import accelerators, get_rng_states
 from ..module import InvertibleModule
-from ..state import State, tensors
+from ..state import Context, State, tensors
 from .states import named_tensors, same
 from .subject import Subject
 
@@ -35,7 +35,7 @@ def no_trace(subject: Subject) -> None:
     """Compares all that inverse could change, with grad and without."""
     changed: list[str] = []
 
-    def look(layer: InvertibleModule, y: State, context: Any) -> None:
+    def look(layer: InvertibleModule, y: State, context: Context) -> None:
         devices = accelerators((y, context))
         before = _everything(layer, devices)
         run.direction.apply(layer, y, context)
@@ -79,7 +79,7 @@ def _require_no_graph(subject: Subject) -> None:
     """Fails if forward keeps activations in the layer, and their graph with them."""
     size = min(part.numel() for part in tensors((subject.x, subject.y)))
 
-    def look(layer: InvertibleModule, x: State, context: Any) -> list[str]:
+    def look(layer: InvertibleModule, x: State, context: Context) -> list[str]:
         forward(layer, x, context)
         return [
             f"{type(part).__name__}.{key}"

@@ -77,6 +77,7 @@ def test_a_layer_on_the_grid_is_inverted_bit_for_bit(name, data, training, dtype
         assert equal(layer(x), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT_LAYERS)
 @given(data=st.data(), training=st.booleans())
 def test_a_layer_with_a_quantum_keeps_the_laws(name, data, training):

@@ -130,6 +130,7 @@ def test_a_pair_without_channels_is_told_when_it_is_drawn():
         first(pairs(st.just((3,))), lambda _: True)
 
 
+@pytest.mark.slow
 def test_what_torch_imports_for_its_first_gradient_is_no_part_of_a_tests_time():
     script = """
 import sys
