@@ -68,6 +68,11 @@ class InvertibleSequential(Composite):
         check_layers: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(checkpoint, bool | Rebuild):
+            raise TypeError(
+                "InvertibleSequential takes checkpoint as a bool or as settings, for instance "
+                f"Rebuild(anchor_every=4), got {checkpoint!r}."
+            )
         self.checkpoint = checkpoint
         self.check_layers = check_layers
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], OrderedDict) else None
