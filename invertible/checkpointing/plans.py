@@ -23,7 +23,7 @@ def plan_for(
 ) -> Plan:
     """A module's :class:`Plan`: the one of last time if nothing in the module was exchanged.
 
-    Making one takes 14 microseconds for a block of ten modules, and looking whether it still holds 4
+    Making one takes 14 us for a block of ten modules, and looking whether it still holds 4 us
     (in a loop on one core of an AMD EPYC; making took 56 between the kernels of a network).
     """
     if torch.compiler.is_dynamo_compiling() or module.members() is None:

@@ -272,9 +272,7 @@ def test_an_error_in_a_sub_network_is_noted_alike(checkpoint):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="anchor_every of at least 1, got 0"):
         Rebuild(anchor_every=0)
-    with pytest.raises(
-        TypeError, match=r"Rebuild\(anchor_every=4\), got 4"
-    ):
+    with pytest.raises(TypeError, match=r"Rebuild\(anchor_every=4\), got 4"):
         InvertibleSequential(Swap(), checkpoint=4)
 
 
