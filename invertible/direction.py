@@ -16,11 +16,6 @@ class Direction(NamedTuple):
     inverted: bool = False
     log_det: bool = False
 
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return ("inverse" if self.inverted else "forward") + ("_and_log_det" * self.log_det)
-
     def apply(
         self, layer: InvertibleModule, state: State, context: Context
     ) -> tuple[State, Tensor | None]:
@@ -29,6 +24,12 @@ class Direction(NamedTuple):
             return (call_inverse if self.inverted else call)(layer, state, context), None
         method: Any = layer.inverse_and_log_det if self.inverted else layer.forward_and_log_det
         return method(state, context) if layer.conditional else method(state)  # type: ignore[no-any-return]
+
+
+def method_of(direction: Direction) -> str:
+    """The name of a layer's method that runs it so."""
+    # Not a property: Dynamo of torch 2.5 takes none of named tuples.
+    return ("inverse" if direction.inverted else "forward") + "_and_log_det" * direction.log_det
 
 
 def call(layer: InvertibleModule, x: State, context: Context) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .._support.survey import Survey, survey
-from ..direction import Direction, call, call_inverse
+from ..direction import Direction, call, call_inverse, method_of
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
 from ..state import Context
@@ -39,7 +39,7 @@ class Step:
     def __post_init__(self) -> None:
         layer = self.layer
         self.conditional, self.moves_only = layer.conditional, layer.moves_only
-        method = self.direction.method
+        method = method_of(self.direction)
         # A call goes through hooks, and through what torch.compile made of the layer; where there
         # is nothing of the kind, it costs a few microseconds.
         called = has_hooks(layer) or layer._compiled_call_impl is not None
@@ -169,7 +169,7 @@ class Plan:
 
     def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
         """Whether a composition's method does no more than run its members."""
-        method = self._ways[inverted].method
+        method = method_of(self._ways[inverted])
         if method in composite.__dict__:
             return False
         if not getattr(getattr(type(composite), method), "runs_members", False):

@@ -26,7 +26,8 @@ def plan_for(
     Making one takes 14 us for a block of ten modules, and looking whether it still holds 4 us
     (in a loop on one core of an AMD EPYC; making took 56 between the kernels of a network).
     """
-    if torch.compiler.is_dynamo_compiling() or module.members() is None:
+    # An export would find that the module changed.
+    if torch.compiler.is_compiling() or module.members() is None:
         return Plan(module, direction, rebuilds, asked)
     key = direction, rebuilds, asked
     # In the module itself, which a plan may refer to: elsewhere they would keep each other alive.
