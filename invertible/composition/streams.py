@@ -46,7 +46,7 @@ class OnStreams(Composite):
     def __init__(self, streams: int | tuple[int, ...], layer: InvertibleModule) -> None:
         super().__init__()
         numbers = streams if isinstance(streams, tuple) else (streams,)
-        if not all(isinstance(number, int) for number in numbers):
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in numbers):
             raise TypeError(
                 f"OnStreams takes the number of a stream or a tuple of such, got {streams!r}."
             )

@@ -150,6 +150,7 @@ def test_an_injective_layer_inside_is_undone():
     ("numbers", "layer", "error", "message"),
     [
         (1.0, Swap(), TypeError, r"takes the number of a stream or a tuple of such, got 1\.0"),
+        (True, Swap(), TypeError, "takes the number of a stream or a tuple of such, got True"),
         ("0", Swap(), TypeError, "takes the number of a stream or a tuple of such, got '0'"),
         ([0, 1], Swap(), TypeError, r"number of a stream or a tuple of such, got \[0, 1\]"),
         (None, Swap(), TypeError, "takes the number of a stream or a tuple of such, got None"),
