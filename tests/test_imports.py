@@ -21,7 +21,8 @@ PARTS = [
     "testing",
 ]
 # And within the engine.
-ENGINE = ["settings", "plan", "plans", "circumstances", "replay", "frame", "drift", "chain", "run"]
+ENGINE = ["settings", "plan", "plans", "circumstances", "replay", "samples", "comparison"]
+ENGINE += ["operations", "frame", "drift", "chain", "run"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

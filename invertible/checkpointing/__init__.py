@@ -8,12 +8,13 @@ rebuild in a way of their own; imports ``exact`` and what is below, no compositi
 from .checkpoint import reversible_checkpoint
 from .drift import Drift, LayerDrift, measure_drift
 from .replay import Replay, is_rebuilding
-from .settings import Rebuild
+from .settings import Rebuild, RebuildError
 
 __all__ = [
     "Drift",
     "LayerDrift",
     "Rebuild",
+    "RebuildError",
     "Replay",
     "is_rebuilding",
     "measure_drift",

@@ -12,6 +12,7 @@ from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
 from ..state import Context, State, streams_of, tensors, version
 from .circumstances import Autocast, autocast_settings
+from .comparison import Comparison
 from .drift import current_drift
 from .frame import Frame
 from .plan import Step
@@ -65,7 +66,7 @@ class Chain:
     needs is rebuilt without the others.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, exact: bool) -> None:
         self._context = Kept(context)
         self._context_devices = accelerators(context)
         # As they are while the run goes on, for the devices that are named.
@@ -82,6 +83,7 @@ class Chain:
         # The frame whose saved tensors are there, and what goes when the next is rebuilt.
         self._filled: Frame | None = None
         self._spent: list[int] = []
+        self._comparison = Comparison(exact)
         self._drift = current_drift()
 
     def record(self, step: Step, x: State) -> tuple[Any, Tensor | None]:
@@ -92,9 +94,11 @@ class Chain:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
         if not step.moves_only:
-            frame, y, log_det = self._record_frame(step, x, streams)
+            frame, y, log_det, saved = self._record_frame(step, x, streams)
             frame.takes_tuple = isinstance(x, tuple)
             self._connect(frame, streams, inputs, y)
+            if self._drift is None:  # which compares all there is, and is asked for numbers
+                self._comparison.remember(frame, streams, y, log_det, saved)
             return y, log_det
         y, log_det = step.apply(x, None)
         if not all(id(stream) in self._live for stream in streams_of(y)):  # as behind Swap
@@ -109,21 +113,24 @@ class Chain:
 
     def _record_frame(
         self, step: Step, x: State, streams: Sequence[Tensor]
-    ) -> tuple[Frame, Any, Tensor | None]:
+    ) -> tuple[Frame, Any, Tensor | None, Sequence[Tensor]]:
         devices = self._devices_of(step, streams)
         # A composition inside a sub-network is rebuilt with it.
         with lock:
             thread.inside_layer = True
             try:
                 context = self._context.value
-                frame = Frame(step, streams, context, devices, self._autocast[1], self._rng)
+                autocast = self._autocast[1]
+                frame = Frame(
+                    step, streams, context, devices, autocast, self._rng, self._comparison
+                )
                 if self._drift:
                     self._drift.remember(frame, x)
-                y, log_det = frame.record(x, self._fill)
+                y, log_det, saved = frame.record(x, self._fill)
             finally:
                 thread.inside_layer = False
         self._rng = frame.circumstances.rng
-        return frame, y, log_det
+        return frame, y, log_det, saved
 
     def _devices_of(self, step: Step, streams: Sequence[Tensor]) -> list[torch.device]:
         """The accelerators that a layer may use, and autocast's settings for them."""
@@ -167,6 +174,7 @@ class Chain:
             self._drop_spent()
         if self._context.changed():
             raise RuntimeError("the context was changed in place between forward and backward.")
+        self._comparison.begin([kept.value for n, kept in self._kept.items() if self._is_end(n)])
         before = thread.inside_layer, thread.rebuilding
         thread.inside_layer = thread.rebuilding = True
         try:
@@ -174,7 +182,9 @@ class Chain:
                 x = frame.restart(self._state(frame.inputs, frame.takes_tuple))
             else:
                 self._require(frame.outputs)
-                x = frame.rebuild(self._state(frame.outputs, frame.returns_tuple))
+                y = self._state(frame.outputs, frame.returns_tuple)
+                self._comparison.see(frame.outputs, streams_of(y))
+                x = frame.rebuild(y)
         except Exception as error:
             error.add_note(f"While {frame.step.place} was rebuilt in the backward pass.")
             raise
@@ -182,6 +192,7 @@ class Chain:
             thread.inside_layer, thread.rebuilding = before
         self._arrive(frame, x)
         self._filled = frame
+        self._comparison.finish()
 
     def _require(self, numbers: Sequence[int]) -> None:
         """Undoes the layers that lie between some tensors and what is known."""
@@ -201,6 +212,9 @@ class Chain:
             self._arrive(link, link.undo(self._state(link.outputs, link.returns_tuple)))
             self._drop_spent()
 
+    def _is_end(self, number: int) -> bool:
+        return self._consumers[number] is None
+
     def _is_known(self, number: int) -> bool:
         return number in self._rebuilt or number in self._kept
 
@@ -213,7 +227,7 @@ class Chain:
             return self._rebuilt[number]
         kept = self._kept[number]
         if kept.changed():
-            which = "output" if self._consumers[number] is None else "state"
+            which = "output" if self._is_end(number) else "state"
             raise RuntimeError(
                 f"the {which} of a composition with reversible checkpointing was changed in place "
                 "between forward and backward, so that its activations can't be rebuilt. Use an "
@@ -228,8 +242,10 @@ class Chain:
             if number not in link.outputs and number not in self._kept:
                 self._rebuilt[number] = stream.detach()
         self._spent = [number for number in link.outputs if number not in link.inputs]
-        if self._drift and isinstance(link, Frame):
-            self._drift.measure(link, x)
+        if isinstance(link, Frame):
+            self._comparison.arrived(link, streams_of(x))
+            if self._drift:
+                self._drift.measure(link, x)
 
     def _drop_spent(self) -> None:
         for number in self._spent:

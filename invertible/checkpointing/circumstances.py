@@ -36,7 +36,6 @@ class Circumstances:
         "_survey",
         "_versions",
         "rng",
-        "rng_after",
         "rng_before",
     )
 
@@ -54,7 +53,6 @@ class Circumstances:
         self._buffers = _copy_buffers(found.read_buffers) if found.read_buffers else []
         # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
         self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
-        self.rng_after: RNGStates | None = None
         self.rng = self.rng_before or rng
 
     def close(self, drawing_shows: bool) -> None:
@@ -65,13 +63,6 @@ class Circumstances:
             self.rng = _reuse(self.rng_before, get_rng_states(self._devices))
             if self.rng is self.rng_before:
                 self.rng_before = None
-            else:
-                self.rng_after = self.rng
-
-    @property
-    def drew(self) -> bool:
-        """Whether the layer drew random numbers, or may have drawn some."""
-        return self.rng_before is not None
 
     def enter(self, step: Step) -> None:
         """Puts all as the layer found it."""
@@ -85,7 +76,7 @@ class Circumstances:
                 "Call backward before optimizer.step()."
             )
         self._places: Places = [(m._buffers, dict(m._buffers)) for m in self._survey.with_buffers]
-        self._now = get_rng_states(self._devices) if self.drew else None
+        self._now = get_rng_states(self._devices) if self.rng_before is not None else None
         self._stack = None
         if self._autocast != autocast_settings(self._devices):
             self._stack = ExitStack()
@@ -118,12 +109,6 @@ class Circumstances:
             set_rng_states(self._devices, self._now)
         if self._stack is not None:
             self._stack.close()
-
-    def has_drawn_alike(self) -> bool:
-        """Whether as many random numbers were drawn as in the forward pass, where that is known."""
-        return self.rng_after is None or same_rng_states(
-            get_rng_states(self._devices), self.rng_after
-        )
 
 
 class _BufferCopy(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,11 @@ from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import Context, State
 from .circumstances import Autocast, Circumstances
+from .comparison import Comparison
+from .operations import Operations
 from .plan import Step
 from .replay import Replay, layout_of
+from .settings import RebuildError
 
 
 class Frame:
@@ -25,16 +29,21 @@ class Frame:
     __slots__ = (
         "asked_again",
         "circumstances",
+        "comparison",
         "context",
         "hook",
         "inputs",
         "layouts",
+        "log_det",
+        "operations",
         "outputs",
         "requests",
         "returns_tuple",
         "saved",
         "step",
         "takes_tuple",
+        "tolerance",
+        "watched",
     )
 
     # Numbers of tensors in the chain, and whether they are tuples.
@@ -51,9 +60,11 @@ class Frame:
         devices: list[torch.device],
         autocast: Autocast,
         rng: RNGStates | None,
+        comparison: Comparison,
     ) -> None:
-        found = step.survey
-        assert found is not None, "made for the steps that are rebuilt"
+        found, settings = step.survey, step.rebuild
+        assert found, "made for the steps that are rebuilt"
+        assert settings, "likewise"
         self.step = step
         self.context = context if step.conditional else None
         self.layouts = [layout_of(stream) for stream in streams]
@@ -65,15 +76,31 @@ class Frame:
         self.requests: list[int] = []
         self.saved: list[Tensor | None] = []
         self.asked_again = False
+        self.comparison = comparison
+        self.tolerance = settings.tolerance
+        # Samples of activations, by their place in the requests, and of the log-determinant.
+        self.watched: list[tuple[int, Tensor]] = []
+        self.log_det: Tensor | None = None
+        self.operations = Operations(found.with_buffers) if settings.debug else None
 
-    def record(self, x: State, refill: Callable[[Frame], None]) -> tuple[Any, Tensor | None]:
+    def record(
+        self, x: State, refill: Callable[[Frame], None]
+    ) -> tuple[Any, Tensor | None, Sequence[Tensor]]:
         """Runs the layer, with numbers saved in place of tensors.
 
         In the backward pass ``refill`` is called when they are not there.
+
+        Returns:
+            What the layer returns, and the tensors that autograd saved.
         """
         step, context = self.step, self.context
-        pack, unpack = self.hook(_request, self.requests), self.hook(_unpack, self, refill)
-        with saved_tensors_hooks(pack, unpack):
+        # While the layer runs, all is held, as it is when it runs again: f may differentiate, too.
+        self.saved, self.asked_again = [], True
+        saved: list[Any] = self.saved
+        note = self.operations.note if self.operations else None
+        pack = self.hook(_request, saved, note)
+        unpack = self.hook(_unpack, self, refill)
+        with saved_tensors_hooks(pack, unpack), self.operations or _nothing:
             if step.untraced:
                 with no_trace(step.layer, (x, context)):
                     y, log_det = step.apply(x, context)
@@ -81,21 +108,25 @@ class Frame:
                 y, log_det = step.apply(x, context)
         # Behind an inverse the generators are as before, whatever was drawn.
         self.circumstances.close(drawing_shows=not (step.untraced or step.direction.inverted))
-        return y, log_det
+        self.saved, self.asked_again = [], False
+        self.requests = [x.numel() for x in saved]
+        found = [*saved]
+        saved.clear()  # the graph holds the hooks, and they hold this
+        return y, log_det, found
 
     def rebuild(self, y: State) -> Any:
         """Rebuilds the input state and all saved tensors from the output state."""
-        return self._save_again(self.step.layer.rebuild, y, y)
+        return self._save_again(self.step.layer.rebuild, y)
 
     def restart(self, x: State) -> Any:
         """Rebuilds all saved tensors from an input state that was stored."""
-        return self._save_again(_run_again, x, None)
+        return self._save_again(_run_again, x)
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
         self.circumstances.enter(self.step)
         try:
-            return self._replay(y).undo(y)
+            return self._replay().undo(y)
         finally:
             self.circumstances.leave()
 
@@ -103,12 +134,13 @@ class Frame:
         """Frees the saved tensors."""
         self.saved = []
 
-    def _replay(self, y: State | None) -> Replay:
-        return Replay(self.step, self.context, self.layouts, self.circumstances, y)
+    def _replay(self) -> Replay:
+        return Replay(self.step, self.context, self.layouts, self.circumstances, self._returned)
 
-    def _save_again(
-        self, run: Callable[[State, Replay], Any], given: State, output: State | None
-    ) -> Any:
+    def _returned(self, y: Any, log_det: Tensor | None) -> None:
+        self.comparison.returned(self, y, log_det)
+
+    def _save_again(self, run: Callable[[State, Replay], Any], given: State) -> Any:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
@@ -118,15 +150,11 @@ class Frame:
                 torch.enable_grad(),
                 saved_tensors_hooks(self.hook(_collect, found, versions), _refuse),
             ):
-                result = run(given, self._replay(output))
-            if not self.circumstances.has_drawn_alike():
-                raise RuntimeError(
-                    f"{self.step.place} drew other random numbers when it was run again than in "
-                    "the forward pass. Another thread may have drawn from the same generator."
-                )
+                result = run(given, self._replay())
         finally:
             self.circumstances.leave()
         self._require_same(found, versions)
+        self.comparison.saved(self, found)
         self.saved = [*found]
         # The hook that holds the list is held by the graph, and this by the tensors.
         found.clear()
@@ -134,7 +162,7 @@ class Frame:
 
     def _require_same(self, found: list[Tensor], before: list[int]) -> None:
         if [x.numel() for x in found] != self.requests:
-            raise RuntimeError(
+            raise RebuildError(
                 f"{self.step.place} saved other tensors for the backward pass when it was run "
                 f"again ({len(found)}) than in the forward pass ({len(self.requests)}). Its "
                 "sub-networks must do the same both times, also with grad on cut-off inputs."
@@ -144,6 +172,10 @@ class Frame:
                 f"{self.step.place} changes a tensor in place that its gradient needs. Make the "
                 "in-place operation behind it out of place."
             )
+        if self.operations and (
+            difference := self.operations.first_difference(found, self.tolerance)
+        ):
+            raise RebuildError(f"{self.step.place} was not rebuilt as it ran: {difference}")
 
 
 def _run_again(x: State, replay: Replay) -> State:
@@ -152,9 +184,11 @@ def _run_again(x: State, replay: Replay) -> State:
     return x
 
 
-def _request(requests: list[int], tensor: Tensor) -> int:
-    requests.append(tensor.numel())
-    return len(requests) - 1
+def _request(saved: list[Tensor], note: Callable[[Tensor], None] | None, tensor: Tensor) -> int:
+    saved.append(tensor)
+    if note is not None:
+        note(tensor)
+    return len(saved) - 1
 
 
 def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tensor:
@@ -184,6 +218,9 @@ def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> None:
 
 def _refuse(_: None) -> Tensor:
     raise AssertionError("the graph of a rebuilt layer is never used")
+
+
+_nothing = nullcontext()
 
 
 def _uncompiled_hook(function: Callable[..., Any], *bound: Any) -> Callable[..., Any]:

@@ -69,7 +69,9 @@ def _run_eagerly(
     grid = finest_grid(plan.layers)
     if grid is not None:
         check_entrance(module, direction, x, grid)
-    follower = _Follower(module, context)
+    # Going backward, a state may lie beside the grid.
+    exact = grid is not None and not direction.inverted
+    follower = _Follower(module, context, exact)
     y = follower.follow(plan.steps, x)
     if grid is not None:
         y = check_exit(module, direction, y, grid)
@@ -79,9 +81,10 @@ def _run_eagerly(
 class _Follower:
     """Runs the steps of one plan."""
 
-    def __init__(self, module: InvertibleModule, context: Context) -> None:
+    def __init__(self, module: InvertibleModule, context: Context, exact: bool) -> None:
         self.module = module
         self.context = context
+        self.exact = exact
         self.log_dets: list[Tensor] = []
         self.chain: Chain | None = None
 
@@ -103,7 +106,7 @@ class _Follower:
                     state, log_det = self._store(step, state)
                 else:
                     if self.chain is None:
-                        self.chain = Chain(self.context)
+                        self.chain = Chain(self.context, self.exact)
                     state, log_det = self.chain.record(step, state)
                 if not step.is_ours:
                     expect_returned(step.layer, state)

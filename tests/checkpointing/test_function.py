@@ -86,7 +86,7 @@ def test_it_returns_what_the_call_returns_and_has_its_gradients(name, log_det):
 def test_activations_are_not_stored(inverted):
     module = InvertibleSequential(*couplings(8, linear))
     module = Inverse(module) if inverted else module
-    x = pair(500, 4, dtype=torch.float32)
+    x = pair(5000, 4, dtype=torch.float32)
     stored = memory_of(lambda: module(x))
     rebuilt = memory_of(lambda: reversible_checkpoint(module, x))
     assert rebuilt.held < stored.held / 5

