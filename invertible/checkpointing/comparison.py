@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 WATCHED = 2
 # How far behind an activation the parameter may be that it met: BatchNorm's statistics lie between.
 NEAR = 3
+
+INPUT, OUTPUT, LOG_DET = "its input", "what it returned", "its log-determinant"
+# Masks that are computed of an activation change in some places when it does in its last bits.
+MASK_TOLERANCE = 0.3
+ACTIVATION, MASK = "an activation in it", "what autograd saved last in it"
 
 
 class Comparison:
@@ -61,7 +67,7 @@ class Comparison:
         if frame.tolerance == math.inf:
             return
         frame.watched = _watch(saved)
-        self._dtypes.update([x.dtype for _, x in frame.watched], [x.dtype for x in streams])
+        self._dtypes.update([x.dtype for _, _, x in frame.watched], [x.dtype for x in streams])
         if log_det is not None:
             frame.log_det = sample(log_det)
         if frame.step.stores_input:
@@ -100,21 +106,21 @@ class Comparison:
         """What a layer returned that ran again."""
         for number, stream in zip(frame.outputs, y if isinstance(y, tuple) else (y,), strict=True):
             if number not in frame.inputs and number in self._true:
-                self._add(frame, "what it returned", self._true[number], sample(stream))
+                self._add(frame, OUTPUT, self._true[number], sample(stream))
         if log_det is not None and frame.log_det is not None:
-            self._add(frame, "its log-determinant", frame.log_det, sample(log_det))
+            self._add(frame, LOG_DET, frame.log_det, sample(log_det))
 
     def saved(self, frame: Frame, found: Sequence[Tensor]) -> None:
         """What autograd saved in a layer that ran again."""
-        for index, true in frame.watched:
-            self._add(frame, "an activation in it", true, sample(found[index]))
+        for place, what, true in frame.watched:
+            self._add(frame, what, true, sample(found[place]))
 
     def arrived(self, frame: Frame, streams: Sequence[Tensor]) -> None:
         """The rebuilt input of a layer."""
         for number, stream in zip(frame.inputs, streams, strict=True):
             if number in frame.outputs or frame.step.stores_input or number not in self._true:
                 continue
-            self._add(frame, "its input", self._true[number], sample(stream))
+            self._add(frame, INPUT, self._true[number], sample(stream))
             if number in self._sums and (total := checksum(stream)) is not None:
                 self._exact_pairs.append((frame.step, self._sums[number], total))
 
@@ -148,6 +154,8 @@ class Comparison:
         before = 0.0
         for pair, off, size in zip(pairs, distance, own, strict=True):
             tolerance = default if pair.tolerance is None else pair.tolerance
+            if pair.what == MASK:
+                tolerance = max(tolerance, MASK_TOLERANCE)
             around = max((states[number] for number in pair.around if number in states), default=0)
             scale = pair.scale(size, around, tolerance)
             if not math.isfinite(scale) or off <= tolerance * scale:
@@ -174,10 +182,10 @@ class _Pair(NamedTuple):
         A state is compared with the larger of the states before and behind the layer, never with
         one stream alone, which may be zero.
         """
-        if self.what == "an activation in it":
+        if self.what in (ACTIVATION, MASK):
             # Of a sparse one all samples may be zeros but those that rounding lifted above a kink.
             return max(size, min(1, 10 * tolerance) * around)
-        if self.what == "its log-determinant":
+        if self.what == LOG_DET:
             return max(size, 1)
         return around
 
@@ -217,15 +225,25 @@ def _read(sums: Sequence[Tensor]) -> list[int]:
     return torch.stack([x.to(sums[0].device) for x in sums]).tolist()
 
 
-def _watch(saved: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-    """Samples of activations among the tensors that autograd saved, and their places."""
-    chosen: list[tuple[int, Tensor]] = []
-    for place in _activations(saved):
-        if (found := sample(saved[place])) is not None:
-            chosen.append((place, found))
-            if len(chosen) == WATCHED:
-                break
-    return chosen
+def _watch(saved: Sequence[Tensor]) -> list[tuple[int, str, Tensor]]:
+    """Samples of activations among the tensors that autograd saved, their places and kind."""
+    chosen = [(place, ACTIVATION) for place in _activations(saved)[:WATCHED]]
+    # Behind the last parameter there may be dropout, whose mask needs no grad.
+    behind = range(len(saved) - 1, max([place for place, _ in chosen], default=-1), -1)
+    masks = (place for place in behind if _is_mask(saved[place]))
+    chosen += [(place, MASK) for place in islice(masks, 1)]
+    found = [(place, what, sample(saved[place])) for place, what in chosen]
+    return [(place, what, x) for place, what, x in found if x is not None]
+
+
+def _is_mask(x: Tensor) -> bool:
+    """Whether a tensor may be a mask, in contrast to buffers, indices and statistics of a batch."""
+    return (
+        not x.requires_grad
+        and x.dim() > 1
+        and (x.is_floating_point() or x.dtype is torch.bool)
+        and not isinstance(x, nn.Parameter)
+    )
 
 
 def _activations(saved: Sequence[Tensor]) -> list[int]:

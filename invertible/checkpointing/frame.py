@@ -78,8 +78,8 @@ class Frame:
         self.asked_again = False
         self.comparison = comparison
         self.tolerance = settings.tolerance
-        # Samples of activations, by their place in the requests, and of the log-determinant.
-        self.watched: list[tuple[int, Tensor]] = []
+        # Samples of activations, with their places in the requests, and of the log-determinant.
+        self.watched: list[tuple[int, str, Tensor]] = []
         self.log_det: Tensor | None = None
         self.operations = Operations(found.with_buffers) if settings.debug else None
 

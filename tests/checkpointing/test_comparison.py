@@ -107,9 +107,30 @@ def test_randomness_that_torch_does_not_know_is_an_error(way, size, log_det, met
     "behind", [[nn.ReLU()], [nn.Dropout(0.3)], [nn.BatchNorm1d(2), nn.Tanh()], [nn.LayerNorm(2)]]
 )
 @pytest.mark.parametrize("batch", [2, 8, 100])
-def test_it_shows_whatever_stands_behind_a_layer_of_zeros(behind, batch):
+def test_a_layer_of_zeros_hides_nothing_whatever_is_behind_it(behind, batch):
     network = alternate(lambda: AdditiveCoupling(Residual(0, *behind)))
     y1, y2 = network(pair(batch, 4, dtype=torch.float32))
+    with pytest.raises(RebuildError, match=NOT_AS_IT_RAN):
+        (y1.sin() + y2.cos()).sum().backward()
+
+
+class NumpyDropPath(nn.Module):
+    """Drops examples, and saves nothing but the mask."""
+
+    def forward(self, x):
+        mask = np.random.default_rng().random((len(x), 1)) < 0.5
+        return x * torch.from_numpy(mask).to(x.dtype)
+
+
+@pytest.mark.parametrize("size", [1, 0])
+def test_masks_of_numpy_behind_a_layer_of_zeros_are_an_error(size):
+    def make():
+        last = nn.Linear(16, 2)
+        nn.init.constant_(last.weight, size)
+        nn.init.constant_(last.bias, 0)
+        return AdditiveCoupling(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), last, NumpyDropPath()))
+
+    y1, y2 = alternate(make)(pair(64, 4, dtype=torch.float32))
     with pytest.raises(RebuildError, match=NOT_AS_IT_RAN):
         (y1.sin() + y2.cos()).sum().backward()
 
@@ -289,6 +310,26 @@ def test_an_activation_that_is_nearly_always_zero_will_do():
     network = alternate(lambda: AdditiveCoupling(Sparse()))
     for _ in range(20):
         y1, y2 = network((torch.randn(16, 2), torch.randn(16, 2)))
+        (y1.sin() + y2.cos()).sum().backward()
+
+
+class Thresholds(nn.Module):
+    """Passes gradients on, and rounds: where the input is off by a bit, some results flip."""
+
+    def forward(self, x):
+        mask = (x > 0).to(x.dtype)
+        return mask * x + (torch.round(4 * x) / 4 - x).detach()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_thresholds_will_do(behind):
+    def make():
+        parts = [nn.Linear(2, 64), Thresholds(), nn.Linear(64, 2)]
+        return AdditiveCoupling(nn.Sequential(*parts, *([Thresholds()] if behind else [])))
+
+    network = alternate(make)
+    for _ in range(20):
+        y1, y2 = network((torch.randn(64, 2), torch.randn(64, 2)))
         (y1.sin() + y2.cos()).sum().backward()
 
 
