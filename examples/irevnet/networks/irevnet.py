@@ -27,6 +27,7 @@ from invertible import (
     Split,
     Swap,
 )
+from networks.convolution import convolution
 
 
 class IRevNet(nn.Module):
@@ -208,24 +209,18 @@ class Bottleneck(nn.Sequential):
         k1, k2, k3 = kernel_sizes
         super().__init__(
             *([] if first else _norm_relu(in_channels)),
-            _conv(in_channels, inner, k1, stride=stride),
+            convolution(in_channels, inner, k1, stride),
             *_norm_relu(inner),
-            _conv(inner, inner, k2),
+            convolution(inner, inner, k2),
             nn.Dropout(dropout),
             *_norm_relu(inner),
-            _conv(inner, out_channels, k3),
+            convolution(inner, out_channels, k3),
         )
 
 
 def _norm_relu(channels: int) -> list[nn.Module]:
     # In place on what BatchNorm made anew, never on the stream itself.
     return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-
-
-def _conv(channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
-    )
 
 
 # The released code has the block offset slowest, the channel fastest.

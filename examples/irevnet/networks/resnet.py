@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from networks.convolution import convolution
 from networks.irevnet import check_images
 
 
@@ -117,16 +118,16 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = convolution(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.conv2 = convolution(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.conv3 = convolution(width, 4 * width, 1)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = (
             nn.Sequential(
-                nn.Conv2d(in_channels, 4 * width, 1, stride, bias=False),
+                convolution(in_channels, 4 * width, 1, stride),
                 nn.BatchNorm2d(4 * width),
             )
             if stride > 1 or in_channels != 4 * width
@@ -150,7 +151,7 @@ def stem(in_channels: int, width: int, downsampling: int) -> dict[str, nn.Module
     small = downsampling == 1
     size, stride = (3, 1) if small else (7, 2)
     return {
-        "conv1": nn.Conv2d(in_channels, width, size, stride, padding=size // 2, bias=False),
+        "conv1": convolution(in_channels, width, size, stride),
         "bn1": nn.BatchNorm2d(width),
         "relu": nn.ReLU(inplace=True),
         "maxpool": nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1),

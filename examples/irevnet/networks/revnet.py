@@ -23,6 +23,7 @@ from invertible import (
     Split,
     Swap,
 )
+from networks.convolution import convolution
 from networks.irevnet import Bottleneck, check_images
 from networks.resnet import check_settings, initialise, stem
 
@@ -155,17 +156,13 @@ class StoredUnit(nn.Module):
         channels, width = in_channels // 2, out_channels // 2
         self.f = Bottleneck(channels, width, stride=stride, first=first)
         self.g = Bottleneck(width, width, stride=1, first=False)
-        self.project1 = _project(channels, width, stride)
-        self.project2 = _project(channels, width, stride)
+        self.project1 = convolution(channels, width, 1, stride)
+        self.project2 = convolution(channels, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = x.chunk(2, 1)
         y1 = self.project1(x1) + self.f(x2)
         return torch.cat((y1, self.project2(x2) + self.g(y1)), 1)
-
-
-def _project(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
 def _unit(width: int, quantum: float | None) -> list[InvertibleModule]:
