@@ -11,6 +11,7 @@ from ._support.no_trace import no_trace
 from .checkpointing import (
     Drift,
     LayerDrift,
+    NearConstant,
     Rebuild,
     Replay,
     is_rebuilding,
@@ -55,6 +56,7 @@ __all__ = [
     "LayerDrift",
     "Member",
     "Merge",
+    "NearConstant",
     "OnStreams",
     "Pair",
     "PairRotation",

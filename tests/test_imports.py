@@ -21,7 +21,10 @@ PARTS = [
     "testing",
 ]
 # And within the engine.
-ENGINE = ["settings", "plan", "plans", "circumstances", "replay", "frame", "drift", "chain", "run"]
+ENGINE = [
+    *("settings", "plan", "plans", "circumstances", "replay", "frame", "norms", "drift"),
+    *("constants", "chain", "run"),
+]
 FILES = sorted(ROOT.rglob("*.py"))
 
 
