@@ -11,6 +11,7 @@ from ._support.no_trace import no_trace
 from .checkpointing import (
     Drift,
     LayerDrift,
+    NearConstant,
     Rebuild,
     RebuildError,
     Replay,
@@ -56,6 +57,7 @@ __all__ = [
     "LayerDrift",
     "Member",
     "Merge",
+    "NearConstant",
     "OnStreams",
     "Pair",
     "PairRotation",

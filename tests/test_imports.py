@@ -21,8 +21,10 @@ PARTS = [
     "testing",
 ]
 # And within the engine.
-ENGINE = ["settings", "plan", "plans", "circumstances", "replay", "samples", "comparison"]
-ENGINE += ["operations", "frame", "drift", "chain", "run"]
+ENGINE = [
+    *("settings", "plan", "plans", "circumstances", "replay", "samples", "comparison"),
+    *("operations", "frame", "norms", "drift", "constants", "chain", "run"),
+]
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -6,13 +6,14 @@ rebuild in a way of their own; imports ``exact`` and what is below, no compositi
 """
 
 from .checkpoint import reversible_checkpoint
-from .drift import Drift, LayerDrift, measure_drift
+from .drift import Drift, LayerDrift, NearConstant, measure_drift
 from .replay import Replay, is_rebuilding
 from .settings import Rebuild, RebuildError
 
 __all__ = [
     "Drift",
     "LayerDrift",
+    "NearConstant",
     "Rebuild",
     "RebuildError",
     "Replay",

@@ -13,6 +13,7 @@ from .._support.no_trace import lock
 from ..state import Context, State, streams_of, tensors, version
 from .circumstances import Autocast, autocast_settings
 from .comparison import Comparison
+from .constants import Constants
 from .drift import current_drift
 from .frame import Frame
 from .plan import Step
@@ -66,7 +67,9 @@ class Chain:
     needs is rebuilt without the others.
     """
 
-    def __init__(self, context: Context, exact: bool) -> None:
+    def __init__(
+        self, context: Context, *, exact: bool = False, has_constants: bool = False
+    ) -> None:
         self._context = Kept(context)
         self._context_devices = accelerators(context)
         # As they are while the run goes on, for the devices that are named.
@@ -85,11 +88,15 @@ class Chain:
         self._spent: list[int] = []
         self._comparison = Comparison(exact)
         self._drift = current_drift()
+        self._constants = Constants() if has_constants else None
 
     def record(self, step: Step, x: State) -> tuple[Any, Tensor | None]:
         """Runs the next layer."""
         streams = x if isinstance(x, tuple) else (x,)
+        from_outside = len(self._consumers)
         inputs = self._numbers(streams)
+        if self._constants is not None:
+            self._constants.suspect(number for number in inputs if number >= from_outside)
         if step.stores_input:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
@@ -127,6 +134,8 @@ class Chain:
                 if self._drift:
                     self._drift.remember(frame, x)
                 y, log_det, saved = frame.record(x, self._fill)
+                if self._drift:
+                    self._drift.ran(frame)
             finally:
                 thread.inside_layer = False
         self._rng = frame.circumstances.rng
@@ -166,6 +175,24 @@ class Chain:
                 del self._live[id(stream)]
         link.inputs, link.outputs = inputs, outputs
         self._links.append(link)
+        if self._constants is not None and self._constants.concern(link.step, inputs):
+            self._keep_constants(self._constants, link, streams, streams_of(y))
+
+    def _keep_constants(
+        self,
+        constants: Constants,
+        link: Frame | Move,
+        streams: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        """Stores the input of a layer whose constants would come back with rounding errors."""
+        inputs = dict(zip(link.inputs, streams, strict=True))
+        outputs = dict(zip(link.outputs, results, strict=True))
+        consumed = {number: x for number, x in inputs.items() if number not in outputs}
+        made = {number: y for number, y in outputs.items() if number not in inputs}
+        if constants.are_spoiled(link.step, consumed, made):
+            for number, stream in inputs.items():
+                self._kept.setdefault(number, Kept(stream.detach()))
 
     def _fill(self, frame: Frame) -> None:
         """Rebuilds a frame's input and saved tensors."""

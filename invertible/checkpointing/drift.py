@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from ..state import map_streams, tensors
 from .frame import Frame
+from .norms import Call, NormWatch, count_spoiled, near_constant
 
 _current: ContextVar[Drift | None] = ContextVar("drift", default=None)
 
@@ -23,6 +24,14 @@ class LayerDrift(NamedTuple):
 
     layer: str
     error: float
+
+
+class NearConstant(NamedTuple):
+    """One entry of :attr:`Drift.near_constants`: a normalization, and how many channels it is."""
+
+    layer: str
+    norm: str
+    channels: int
 
 
 class Drift:
@@ -35,10 +44,20 @@ class Drift:
     def __init__(self) -> None:
         self._true: dict[Frame, Any] = {}
         self._errors: dict[Frame, Tensor] = {}
+        self._watch = NormWatch()
+        self._norms: dict[Frame, list[Call]] = {}
+        self._spoiled: dict[Frame, dict[str, int]] = {}
 
     def remember(self, frame: Frame, x: Any) -> None:
-        """Stores the state that enters a layer."""
+        """Stores the state that enters a layer, and watches its normalizations."""
         self._true[frame] = map_streams(Tensor.detach, x)
+        survey = frame.step.survey
+        if survey is not None and not survey.may_be_compiled:  # hooks would be compiled as well
+            self._watch.follow(frame.step.layer)
+
+    def ran(self, frame: Frame) -> None:
+        """Stores what the normalizations of a layer were given, if it is nearly constant."""
+        self._norms[frame] = near_constant(self._watch.take())
 
     def measure(self, frame: Frame, rebuilt: Any) -> None:
         """Compares the rebuilt state with the true one."""
@@ -47,6 +66,15 @@ class Drift:
             for state in (rebuilt, self._true[frame])
         )
         self._errors[frame] = (found - true).norm() / true.norm().clamp_min(1e-300)
+        names = {part: name for name, part in frame.step.layer.named_modules()}
+        spoiled = count_spoiled(self._norms.get(frame, []), self._watch.take())
+        self._spoiled[frame] = {
+            f"{names[norm]} ({type(norm).__name__})": count for norm, count in spoiled.items()
+        }
+
+    def end(self) -> None:
+        """Stops watching."""
+        self._watch.end()
 
     @property
     def rows(self) -> list[LayerDrift]:
@@ -63,11 +91,33 @@ class Drift:
         rows = self.rows
         return max(rows, key=lambda row: (row.error != row.error, row.error), default=None)
 
+    @property
+    def near_constants(self) -> list[NearConstant]:
+        """Normalizations of nearly constant channels that came back with rounding errors.
+
+        Nearly constant is a channel whose variance is below ``eps``. BatchNorm and its like
+        multiply the errors by up to 300, and a ReLU behind them may be on the other side of its
+        kink: then gradients are wrong by as much as they are long, however small the drift.
+        Channels that came back bit for bit do no harm and are not named. Where a norm looks at each
+        example by itself, as :class:`torch.nn.GroupNorm` does, each group of each example counts as
+        a channel. Compiled sub-networks are not looked into.
+        """
+        return [
+            NearConstant(frame.step.place, norm, count)
+            for frame in self._true
+            for norm, count in self._spoiled.get(frame, {}).items()
+            if count
+        ]
+
     @override
     def __str__(self) -> str:
         rows = self.rows
         width = max((len(row.layer) for row in rows), default=0)
         lines = [f"{row.layer:<{width}}  {row.error:.2e}" for row in rows]
+        lines += [
+            f"{row.layer}: {row.norm} has {row.channels} nearly constant channels"
+            for row in self.near_constants
+        ]
         return "\n".join([f"{'rebuilt input of':<{width}}  relative error", *lines])
 
 
@@ -80,7 +130,8 @@ def measure_drift(bound: float = 1e-3) -> Iterator[Drift]:
     with those that the backward pass rebuilds. Memory is then that of the stored states,
     gradients are unchanged. Where the drift is too large: let the state be float64, set
     ``anchor_every``, or look for the layer where it jumps, often batch statistics of a channel
-    that is nearly constant.
+    that is nearly constant. Such channels are named by themselves: they spoil gradients where no
+    drift is seen.
 
     Args:
         bound: Relative error above which a warning is given at the end.
@@ -89,7 +140,8 @@ def measure_drift(bound: float = 1e-3) -> Iterator[Drift]:
         A :class:`Drift`, complete once the backward pass is done.
 
     Warns:
-        RuntimeWarning: At the end, if a layer's relative error exceeds ``bound``.
+        RuntimeWarning: At the end, if a layer's relative error exceeds ``bound``; and if the input
+            of a normalization is nearly constant, see :attr:`Drift.near_constants`.
 
     References:
         Behrmann et al., *Understanding and Mitigating Exploding Inverses in Invertible Neural
@@ -110,12 +162,25 @@ def measure_drift(bound: float = 1e-3) -> Iterator[Drift]:
         yield drift
     finally:
         _current.reset(token)
+        drift.end()
     worst = drift.worst
     if worst and not worst.error <= bound:
         warnings.warn(
             f"the rebuilt input of {worst.layer} is off by {worst.error:.2e} of its norm, more "
             f"than {bound:g}: gradients are wrong by as much or more. Use a float64 state or "
             "anchor_every, and print the drift to see where it grows.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    found = drift.near_constants
+    if found:
+        layer, norm, channels = found[0]
+        more = f" ({len(found) - 1} more of the kind)" if found[1:] else ""
+        warnings.warn(
+            f"{norm} in {layer} normalizes {channels} channels that are nearly constant and come "
+            f"back with rounding errors{more}. It multiplies these by up to 300, and with a ReLU "
+            "behind it gradients can be wrong by as much as they are long. Give the couplings a "
+            "quantum, which leaves no errors, or store the states with anchor_every=1.",
             RuntimeWarning,
             stacklevel=3,
         )

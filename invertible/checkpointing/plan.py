@@ -99,6 +99,7 @@ class Plan:
     ) -> None:
         self.layers: list[InvertibleModule] = []  # of all steps, in running order
         self.rebuilds = False  # whether any activations are to be rebuilt
+        self.appends_constants = False  # whether a layer may, as one that is only injective does
         self._can_rebuild = rebuilds
         self._inverted = direction.inverted
         self._ways = Direction(False, direction.log_det), Direction(True, direction.log_det)
@@ -156,6 +157,7 @@ class Plan:
         grid: Grid | None,
     ) -> Step:
         self.layers.append(layer)
+        self.appends_constants |= not inverted and not layer.bijective
         is_whole = layer.members() is not None
         untraced = self._inverted and not inverted
         rebuild, stores_input, found = None, False, None

@@ -71,7 +71,9 @@ def _run_eagerly(
         check_entrance(module, direction, x, grid)
     # Going backward, a state may lie beside the grid.
     exact = grid is not None and not direction.inverted
-    follower = _Follower(module, context, exact)
+    # On a grid constants come back as they were.
+    has_constants = grid is None and (plan.appends_constants or _around.has_constants)
+    follower = _Follower(module, context, exact, has_constants)
     y = follower.follow(plan.steps, x)
     if grid is not None:
         y = check_exit(module, direction, y, grid)
@@ -81,10 +83,13 @@ def _run_eagerly(
 class _Follower:
     """Runs the steps of one plan."""
 
-    def __init__(self, module: InvertibleModule, context: Context, exact: bool) -> None:
+    def __init__(
+        self, module: InvertibleModule, context: Context, exact: bool, has_constants: bool
+    ) -> None:
         self.module = module
         self.context = context
         self.exact = exact
+        self.has_constants = has_constants
         self.log_dets: list[Tensor] = []
         self.chain: Chain | None = None
 
@@ -106,7 +111,9 @@ class _Follower:
                     state, log_det = self._store(step, state)
                 else:
                     if self.chain is None:
-                        self.chain = Chain(self.context, self.exact)
+                        self.chain = Chain(
+                            self.context, exact=self.exact, has_constants=self.has_constants
+                        )
                     state, log_det = self.chain.record(step, state)
                 if not step.is_ours:
                     expect_returned(step.layer, state)
@@ -173,7 +180,7 @@ class _Follower:
             with no_trace(step.layer, (state, self.context)):
                 return step.apply(state, self.context)
         if step.is_whole:
-            with asking(step.rebuild):
+            with asking(step.rebuild, self.has_constants):
                 return step.apply(state, self.context)
         return step.apply(state, self.context)
 
@@ -187,19 +194,24 @@ class _Around(threading.local):
     """What the call around a composition asks of it, in this thread."""
 
     rebuild: Rebuild | None = None
+    has_constants: bool = False
 
 
 _around = _Around()
 
 
 @contextmanager
-def asking(rebuild: Rebuild | None) -> Iterator[None]:
-    """Compositions that are called inside rebuild their activations so; None asks for nothing."""
-    before, _around.rebuild = _around.rebuild, rebuild
+def asking(rebuild: Rebuild | None, has_constants: bool = False) -> Iterator[None]:
+    """Compositions that are called inside rebuild their activations so; None asks for nothing.
+
+    Their states may have constants that a layer in front of them appended.
+    """
+    before = _around.rebuild, _around.has_constants
+    _around.rebuild, _around.has_constants = rebuild, has_constants
     try:
         yield
     finally:
-        _around.rebuild = before
+        _around.rebuild, _around.has_constants = before
 
 
 def _position(owner: str, stream: int, streams: list[Tensor]) -> int:

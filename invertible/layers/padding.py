@@ -19,6 +19,10 @@ class InjectivePad(InvertibleModule):
     Not bijective: an output whose last part is not zero has no pre-image, and :meth:`inverse`
     crops it all the same unless a ``tolerance`` is given.
 
+    In a composition with reversible checkpointing and without a quantum, the one or two states are
+    stored in which layers behind it first make something else of the zeros: rounding errors in
+    their place would spoil gradients where BatchNorm meets them.
+
     Args:
         channels: How many zeros are appended, at least 1.
         dim: Dimension that grows, not 0; counted from the end if negative.

@@ -36,7 +36,7 @@ def watched(kind, log, **options):
 
 def recorded(network, x):
     """A chain that a network ran in, and what came out."""
-    chain = Chain(None, exact=False)
+    chain = Chain(None)
     for step in Plan(network, Direction(), True, Rebuild()).steps:
         x, _ = chain.record(step, x)
     chain.end()
