@@ -25,8 +25,8 @@ class InvertibleModule(nn.Module, ABC):
     Subclasses define :meth:`forward` and :meth:`inverse`; everything else is derived. The
     laws, which :func:`invertible.testing.inversecheck` checks:
 
-    - ``inverse(forward(x))`` is ``x`` up to rounding; for a :attr:`bijective` layer also
-      ``forward(inverse(y))`` is ``y``.
+    - ``inverse(forward(x))`` is ``x`` up to rounding, and ``forward(inverse(y))`` is ``y``. A
+      layer of which only one of the two holds is not :attr:`bijective`.
     - ``inverse`` leaves no trace: buffers, random number generators and the mode are
       afterwards what they were, also in train mode (see :class:`invertible.no_trace`).
     - dtype, device and memory format go through, and both directions are differentiable.
@@ -51,8 +51,27 @@ class InvertibleModule(nn.Module, ABC):
 
     @property
     def bijective(self) -> bool:
-        """Whether every output has a pre-image; False for a layer with a left inverse only."""
+        """Whether each direction undoes the other: the layer is injective and surjective."""
         return True
+
+    @property
+    def injective(self) -> bool:
+        """Whether ``inverse`` undoes ``forward`` whatever it is given, by default True.
+
+        False for :class:`Quantize`, whose ``forward`` throws digits away: its ``inverse`` undoes
+        it on the grid only.
+        """
+        return True
+
+    @property
+    def surjective(self) -> bool:
+        """Whether every output has a pre-image, and ``forward`` undoes ``inverse``.
+
+        By default what :attr:`bijective` says: False for a layer with a left inverse only, such as
+        :class:`InjectivePad`, whose ``inverse`` throws numbers away. Outputs of :class:`Quantize`
+        are states on the grid, and each of them has a pre-image.
+        """
+        return self.bijective
 
     @property
     def volume_preserving(self) -> bool:
@@ -188,10 +207,9 @@ class InvertibleModule(nn.Module, ABC):
     # Whether forward and inverse return the tensors themselves that they are given, rearranged.
     _hands_through = False
 
-    @property
-    def _puts_on_grid(self) -> bool:
-        """Whether an exact layer takes states beside the grid, and rounds them."""
-        return False
+    def _states_inside(self, x: Any, inverted: bool) -> Sequence[State]:  # noqa: ARG002
+        """The states between the steps of an exact layer that takes several."""
+        return ()
 
     def _require_volume_preserving(self) -> None:
         if not self.volume_preserving:

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from .survey import survey
 
+# Bytes. New tensors of the CPU begin at multiples of 64, those of CUDA at multiples of 512; no
+# kernel looks at more, since 64 bytes are the widest vector and a line of the cache.
+_ALIGNMENT = 64
+
 
 def is_channels_last(x: Tensor) -> bool:
     """Whether channels are the fastest dimension, as in ``torch.channels_last``.
@@ -29,9 +33,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def canonical(x: Tensor, f: nn.Module) -> Tensor:
     """The input of a sub-network as it would lie in memory if it were new, in ``f``'s format.
 
-    Convolutions and batch statistics sum in an order that depends on the strides: on a view, such
-    as Split makes, or in another memory format, the last bits are others. So the strides must
-    not depend on where the stream comes from. They are those that suit the weights of ``f``.
+    Convolutions, matrix products and batch statistics sum in an order that depends on the strides
+    and on the address: on a view, such as Split makes, or in another memory format, the last bits
+    are others. So neither may depend on where the stream comes from. The strides are those that
+    suit the weights of ``f``, and the address is one that torch itself could have chosen.
     """
     chosen = torch.contiguous_format
     if x.dim() in (4, 5):
@@ -39,11 +44,23 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
         if any(is_channels_last(p) for p in weights if p.dim() == x.dim()):
             chosen = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     x = x.contiguous(memory_format=chosen)
+    if not _is_aligned(x):
+        x = x.clone()
     if 1 not in x.shape:
         return x
     # Strides of dimensions of size 1 mean nothing, but choose among algorithms.
     strides = torch.empty_like(x, memory_format=chosen, device="meta").stride()
     return x if x.stride() == strides else x.as_strided(x.shape, strides)
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether a tensor begins where a new one could; False where that isn't known."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        return x.data_ptr() % _ALIGNMENT == 0
+    except RuntimeError:  # a fake tensor, or one under torch.func
+        return False
 
 
 def with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,11 +54,15 @@ def inverting(f: nn.Module, state: Any) -> AbstractContextManager[None]:
 @contextmanager
 def untraced(found: Survey, devices: list[torch.device], generators: bool) -> Iterator[None]:
     """Swaps a module's buffers for copies, and puts them and the generators back afterwards."""
-    with lock:
+    compiling = torch.compiler.is_compiling()
+    if compiling and not any(part.training for part in found.modules):
+        generators = False  # the compiler can't take them, and in eval mode next to nothing draws
+    # Nor does it take locks; what it makes swaps nothing when it runs.
+    with nullcontext() if compiling else lock:
         rng_states = get_rng_states(devices) if generators else None
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in found.modules]
+        originals = [(part._buffers, dict(part._buffers)) for part in found.with_buffers]
         copies: dict[int, Tensor] = {}
         for place, buffers in originals:
             for name, buffer in buffers.items():

@@ -74,7 +74,7 @@ class Constants:
 
 
 def _appends(step: Step) -> bool:
-    return not (step.direction.inverted or step.layer.bijective)
+    return not (step.direction.inverted or step.layer.surjective)
 
 
 def _comes_back(before: Tensor | None, after: Tensor | None) -> bool:

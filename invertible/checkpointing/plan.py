@@ -11,7 +11,9 @@ from torch.nn.modules import module as torch_module
 
 from .._support.survey import Survey, survey
 from ..direction import Direction, call, call_inverse, method_of
+from ..exact.composed import composed
 from ..exact.grid import Grid
+from ..exact.quantize import Quantize
 from ..module import InvertibleModule, Member
 from ..state import Context
 from .settings import Rebuild
@@ -97,6 +99,7 @@ class Plan:
         rebuilds: bool = False,
         asked: Rebuild | None = None,
     ) -> None:
+        self.composed = composed(module)
         self.layers: list[InvertibleModule] = []  # of all steps, in running order
         self.rebuilds = False  # whether any activations are to be rebuilt
         self.appends_constants = False  # whether a layer may, as one that is only injective does
@@ -156,18 +159,27 @@ class Plan:
         scope: _Scope | None,
         grid: Grid | None,
     ) -> Step:
-        self.layers.append(layer)
-        self.appends_constants |= not inverted and not layer.bijective
+        self.appends_constants |= not (inverted or layer.surjective)
         is_whole = layer.members() is not None
         untraced = self._inverted and not inverted
         rebuild, stores_input, found = None, False, None
         if scope is not None:
-            # What an injective layer's inverse throws away can't be rebuilt.
-            stores_input = scope.is_anchor() or (inverted and not layer.bijective)
+            stores_input = scope.is_anchor() or self._loses(layer, inverted)
             rebuild, found = scope.rebuild, None if is_whole else survey(layer)
             self.rebuilds = True
+        self.layers.append(layer)
         way = self._ways[inverted]
         return Step(layer, way, name, rebuild, stores_input, is_whole, untraced, grid, found)
+
+    def _loses(self, layer: InvertibleModule, inverted: bool) -> bool:
+        """Whether a layer throws away what is needed to rebuild it, or those before it."""
+        if layer.surjective if inverted else layer.injective:
+            return False
+        rounds = isinstance(layer, Quantize)
+        if rounds and self.composed.grid is not None:
+            return False  # it rounds at the entrance only
+        needs_nothing = layer.moves_only or rounds
+        return not needs_nothing or not all(before.moves_only for before in self.layers)
 
     def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
         """Whether a composition's method does no more than run its members."""

@@ -19,8 +19,8 @@ from .._support.checks import (
 )
 from .._support.no_trace import no_trace
 from ..direction import Direction
-from ..exact.grid import finest_grid
-from ..exact.ranges import check_entrance, check_exit, check_range
+from ..exact.grid import Grid
+from ..exact.ranges import enter, leave, stay_in_range
 from ..module import InvertibleModule
 from ..state import Context, State
 from .chain import Chain
@@ -66,18 +66,12 @@ def _run_eagerly(
     check_contexts(module, plan.layers, context)
     if isinstance(plan.steps[0], Step):  # branches look for themselves
         expect_state(module, x, inverse=direction.inverted)
-    grid = finest_grid(plan.layers)
-    if grid is not None:
-        check_entrance(module, direction, x, grid)
-    # Going backward, a state may lie beside the grid.
-    exact = grid is not None and not direction.inverted
+    exact = plan.composed.grid is not None
     # On a grid constants come back as they were.
-    has_constants = grid is None and (plan.appends_constants or _around.has_constants)
+    has_constants = not exact and (plan.appends_constants or _around.has_constants)
     follower = _Follower(module, context, exact, has_constants)
-    y = follower.follow(plan.steps, x)
-    if grid is not None:
-        y = check_exit(module, direction, y, grid)
-    return y, follower.log_dets
+    y = follower.follow(plan.steps, enter(module, direction, x, plan.composed))
+    return leave(module, direction, y, plan.composed), follower.log_dets
 
 
 class _Follower:
@@ -104,6 +98,7 @@ class _Follower:
             if isinstance(step, Branches):
                 state = self._branch(step, state)
                 continue
+            before = state
             try:
                 if step.hands_through:
                     state, log_det = step.apply(state, None)
@@ -118,7 +113,7 @@ class _Follower:
                 if not step.is_ours:
                     expect_returned(step.layer, state)
                 if step.grid is not None:
-                    check_range(f"the output of {step.place}", state, step.grid, on_grid=False)
+                    state = _in_range(step, before, state, step.grid)
             except Exception as error:
                 if step.layer is not self.module:
                     error.add_note(f"In {step.place} of {type(self.module).__name__}.")
@@ -188,6 +183,15 @@ class _Follower:
         if self.chain is not None:
             self.chain.end()
             self.chain = None
+
+
+def _in_range(step: Step, x: State, y: State, grid: Grid) -> State:
+    """What a layer made of a state, if sums were exact between its steps as well."""
+    with torch.no_grad():
+        inside = step.layer._states_inside(x, step.direction.inverted)
+    for state in inside:
+        y = stay_in_range(f"a state inside {step.place}", y, grid, waits=True, of=state)
+    return stay_in_range(f"the output of {step.place}", y, grid, waits=True)
 
 
 class _Around(threading.local):

@@ -14,7 +14,7 @@ from ..checkpointing.plan import Plan, Step, Steps, runs_members
 from ..checkpointing.run import run
 from ..checkpointing.settings import Rebuild
 from ..direction import Direction
-from ..exact.grid import finest_grid
+from ..exact.composed import composed
 from ..module import InvertibleModule, Member
 from ..state import Context
 
@@ -54,7 +54,23 @@ class Composite(InvertibleModule):
     @property
     @override
     def bijective(self) -> bool:
-        return all(member.layer.bijective for member in self.members())
+        return self.injective and self.surjective
+
+    @property
+    @override
+    def injective(self) -> bool:
+        return all(
+            layer.surjective if inverted else layer.injective
+            for _, layer, inverted, _ in self.members()
+        )
+
+    @property
+    @override
+    def surjective(self) -> bool:
+        return all(
+            layer.injective if inverted else layer.surjective
+            for _, layer, inverted, _ in self.members()
+        )
 
     @property
     @override
@@ -79,20 +95,22 @@ class Composite(InvertibleModule):
     @property
     @override
     def quantum(self) -> float | None:
-        """The finest of the members' quanta; None if one has none, or all only move numbers."""
-        grid = finest_grid(member.layer for member in self.members())
+        """The finest of the members' quanta; None if one has none, or all only move numbers.
+
+        None as well if a :class:`Quantize` stands behind a layer with a finer quantum, whose digits
+        it throws away.
+        """
+        grid = composed(self).grid
         return None if grid is None else grid.quantum
 
     @property
     def inexact_layers(self) -> dict[str, InvertibleModule]:
-        """The layers that keep no grid, by name, and so keep the composition from being exact."""
-        return dict(_inexact(Plan(self, Direction()).steps))
+        """The layers that keep the composition from being exact, by name.
 
-    @property
-    @override
-    def _puts_on_grid(self) -> bool:
-        computing = [member for member in self.members() if not member.layer.moves_only]
-        return bool(computing) and _puts_on_grid(computing[0])
+        They keep no grid, or are a :class:`Quantize` behind a layer with a finer quantum.
+        """
+        plan = Plan(self, Direction())
+        return dict(_inexact(plan.steps, plan.composed.coarser))
 
     @runs_members
     @override
@@ -117,15 +135,13 @@ class Composite(InvertibleModule):
         return x, torch.stack(log_dets).sum(0)
 
 
-def _puts_on_grid(member: Member) -> bool:
-    return member.layer._puts_on_grid and not member.inverted
-
-
-def _inexact(steps: Steps) -> Iterator[tuple[str, InvertibleModule]]:
+def _inexact(
+    steps: Steps, coarser: Sequence[InvertibleModule]
+) -> Iterator[tuple[str, InvertibleModule]]:
     for step in steps:
         if isinstance(step, Step):
-            if not step.layer.exact:
+            if not step.layer.exact or any(step.layer is layer for layer in coarser):
                 yield step.name, step.layer
         else:
             for _, inner in step.members:
-                yield from _inexact(inner)
+                yield from _inexact(inner, coarser)

@@ -15,7 +15,8 @@ class Inverse(Composite):
     .. math:: y = f^{-1}(x), \qquad x = f(y)
 
     Args:
-        layer: A bijective layer.
+        layer: A layer whose ``forward`` undoes its ``inverse`` (see
+            :attr:`InvertibleModule.surjective`): any bijective one, and :class:`Quantize`.
 
     Shape:
         - Input: the output of ``layer``.
@@ -23,7 +24,7 @@ class Inverse(Composite):
 
     Raises:
         TypeError: If ``layer`` is not an :class:`InvertibleModule`.
-        ValueError: If ``layer`` is not bijective: its inverse has no inverse.
+        ValueError: If the inverse of ``layer`` has no inverse, as it throws numbers away.
 
     Example:
         >>> layer = Inverse(PixelUnshuffle(2))
@@ -35,10 +36,10 @@ class Inverse(Composite):
         super().__init__()
         if not isinstance(layer, InvertibleModule):
             raise TypeError(f"Inverse takes an invertible layer, got {describe(layer)}.")
-        if not layer.bijective:
+        if not layer.surjective:
             raise ValueError(
-                f"Inverse takes a bijective layer, and {type(layer).__name__} has a left inverse "
-                "only: use its inverse method."
+                "Inverse takes a layer whose inverse can be undone, and "
+                f"{type(layer).__name__} has a left inverse only: use its inverse method."
             )
         self.layer = layer
 

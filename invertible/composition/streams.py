@@ -120,11 +120,6 @@ class Parallel(Composite):
     def stream_count(self) -> int:  # type: ignore[override]
         return len(self._modules)
 
-    @property
-    @override
-    def _puts_on_grid(self) -> bool:
-        return all(layer._puts_on_grid for layer in self.layers)
-
     @override
     def members(self) -> list[Member]:
         return [Member(str(i), layer, streams=i) for i, layer in enumerate(self.layers)]

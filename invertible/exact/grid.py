@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-if TYPE_CHECKING:
-    from ..module import InvertibleModule
+# The dtypes of states on a grid.
+HOLDING = torch.float32, torch.float64
+
+# Quanta up to this power, and down to its reciprocal: what rounding computes with them stays
+# a normal number in float32.
+_LARGEST = 2.0**100
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,23 @@ class Grid:
         """The grid of a layer's quantum, None for None; raises unless it is a power of two."""
         if quantum is None:
             return None
-        if not (0 < quantum < math.inf) or math.frexp(quantum)[0] != 0.5:
+        if not (1 / _LARGEST <= quantum <= _LARGEST) or math.frexp(quantum)[0] != 0.5:
             raise ValueError(
-                f"{type(layer).__name__} takes a power of two as quantum, for instance 2**-16, got "
-                f"{quantum!r}."
+                f"{type(layer).__name__} takes a power of two as quantum, for instance 2**-16, "
+                f"from 2**-100 to 2**100, got {quantum!r}."
             )
         return cls(quantum)
 
     def round(self, x: Tensor) -> Tensor:
-        """The nearest values on the grid, halves to even; the gradient goes straight through."""
-        return _Round.apply(x, self.quantum)  # type: ignore[no-untyped-call,no-any-return]
+        """The nearest values on the grid, halves to even; the gradient goes straight through.
+
+        A zero is 0.0, never -0.0.
+        """
+        # Ordinary operations, since tracers drop what an autograd.Function derives. Neither product
+        # rounds, q being a power of two. Nor does the difference: the multiple nearest to x is 0 or
+        # between x / 2 and 2 x (Sterbenz, 1974). So the sum is that multiple, bit for bit.
+        cut = x.detach()
+        return (cut * (1 / self.quantum)).round_().mul_(self.quantum).sub_(cut).add_(x)
 
     def distance(self, x: Tensor) -> Tensor:
         """How far the worst value is off the grid."""
@@ -47,7 +56,7 @@ class Grid:
 
     def require_dtype(self, layer: object, x: Tensor) -> None:
         """Raises unless a state can hold the grid."""
-        if x.dtype not in (torch.float32, torch.float64):
+        if x.dtype not in HOLDING:
             raise TypeError(
                 f"{type(layer).__name__} with a quantum takes a float32 or float64 state, got "
                 f"{x.dtype}. "
@@ -63,36 +72,6 @@ class Grid:
         return f"2**{math.frexp(self.quantum)[1] - 1}"
 
 
-def finest_grid(layers: Iterable[InvertibleModule]) -> Grid | None:
-    """The grid of a composition: the finest of its layers'.
-
-    None if a layer keeps none, or if all layers only move numbers and keep any.
-    """
-    quanta = [layer.quantum for layer in layers if not layer.moves_only]
-    known = [quantum for quantum in quanta if quantum is not None]
-    return Grid(min(known)) if known and len(known) == len(quanta) else None
-
-
-class _Round(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    @override
-    def forward(x: Tensor, quantum: float) -> Tensor:
-        # A quantum is a power of two: neither product rounds.
-        return (x * (1 / quantum)).round_().mul_(quantum)
-
-    @staticmethod
-    @override
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    @override
-    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-    @staticmethod
-    @override
-    def jvp(_: Any, tangent: Tensor, __: None) -> Tensor:
-        return tangent.clone()
+def positive_zeros(x: Tensor) -> Tensor:
+    """The same numbers with 0.0 in place of -0.0, which sums would not give back."""
+    return x + 0.0

@@ -9,7 +9,7 @@ from typing_extensions import override
 from .._support.checks import expect_state
 from ..module import InvertibleModule
 from ..state import map_streams, streams_of
-from .grid import Grid
+from .grid import Grid, positive_zeros
 from .ranges import stay_in_range
 
 
@@ -20,11 +20,15 @@ class Quantize(InvertibleModule):
 
     Behind it, layers that keep the grid are inverted bit for bit (see
     :attr:`InvertibleModule.exact`). What is on the grid passes unchanged: 8-bit images divided by
-    256 with any quantum up to :math:`2^{-8}`. Other values move by up to :math:`q / 2`, and that
-    is the one thing that ``inverse`` does not give back. The gradient goes straight through.
+    256 with any quantum up to :math:`2^{-8}`. Other values move by up to :math:`q / 2`, which
+    ``inverse`` does not give back. So the layer is not injective, nor bijective: ``forward`` undoes
+    ``inverse`` for every state on the grid, and ``inverse`` undoes ``forward`` for these only.
+    The gradient goes straight through, and the log-determinant is 0, as on the grid.
+
+    Zeros are 0.0, never -0.0, in both directions: sums would not give back the sign.
 
     Args:
-        quantum: :math:`q`, a power of two.
+        quantum: :math:`q`, a power of two from :math:`2^{-100}` to :math:`2^{100}`.
 
     Shape:
         - Input: a state of any shapes, float32 or float64, smaller than :math:`2^{24} q` in
@@ -33,8 +37,8 @@ class Quantize(InvertibleModule):
 
     Raises:
         TypeError: When called on another dtype.
-        ValueError: If ``quantum`` is no power of two; when called, if the state is out of range
-            or not finite.
+        ValueError: If ``quantum`` is no such power of two; when called, if the state is out of
+            range or not finite.
 
     Example:
         >>> Quantize(2**-8)(torch.tensor([[3 / 256, 0.1]])) * 256
@@ -42,7 +46,9 @@ class Quantize(InvertibleModule):
     """
 
     volume_preserving = True
-    _puts_on_grid = True
+    bijective = False
+    injective = False
+    surjective = True
 
     def __init__(self, quantum: float = 2**-16) -> None:
         super().__init__()
@@ -61,11 +67,15 @@ class Quantize(InvertibleModule):
 
     @override
     def forward(self, x: Any) -> Any:
-        for stream in streams_of(expect_state(self, x)):
-            self._grid.require_dtype(self, stream)
+        self._expect(x)
         x = stay_in_range("the input of Quantize", x, self._grid)
         return map_streams(self._grid.round, x)
 
     @override
     def inverse(self, y: Any) -> Any:
-        return expect_state(self, y, inverse=True)
+        return map_streams(positive_zeros, self._expect(y, inverse=True))
+
+    def _expect(self, x: Any, inverse: bool = False) -> Any:
+        for stream in streams_of(expect_state(self, x, inverse=inverse)):
+            self._grid.require_dtype(self, stream)
+        return x

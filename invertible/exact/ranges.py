@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,42 +12,64 @@ from .._support.generators import accelerators
 from ..direction import Direction
 from ..module import InvertibleModule
 from ..state import State, map_streams, streams_of
-from .grid import Grid
+from .composed import Composed
+from .grid import HOLDING, Grid, positive_zeros
 
 
-def check_entrance(
-    module: InvertibleModule, direction: Direction, state: State, grid: Grid
-) -> None:
-    """Raises when an exact composition is given a state that it can't give back."""
-    if module._puts_on_grid and not direction.inverted:
-        return
-    # Going backward, a state beside the grid is a wish, such as features that were edited.
+def enter(
+    module: InvertibleModule, direction: Direction, state: State, composed: Composed
+) -> State:
+    """The state as an exact composition takes it.
+
+    What ``inverse`` is given beside the grid is rounded: a wish, such as features that were edited.
+
+    Raises:
+        ValueError: If it is one that the composition can't give back.
+    """
+    grid = composed.grid
+    if grid is None or (composed.takes_any and not direction.inverted):
+        return state
     name = f"the input of {type(module).__name__}"
-    check_range(name, state, grid, on_grid=not direction.inverted)
+    state = stay_in_range(name, state, grid, on_grid=not direction.inverted, waits=True)
+    put = grid.round if direction.inverted else positive_zeros
+    return map_streams(lambda x: put(x) if x.dtype in HOLDING else x, state)
 
 
-def check_exit(module: InvertibleModule, direction: Direction, state: State, grid: Grid) -> State:
+def leave(
+    module: InvertibleModule, direction: Direction, state: State, composed: Composed
+) -> State:
     """The state at the end of an exact composition, if it is within the range."""
+    if composed.grid is None:
+        return state
     end = "inverse" if direction.inverted else "output"
     name = f"the {end} of {type(module).__name__} (check_layers=True finds the layer)"
-    return stay_in_range(name, state, grid)
+    return stay_in_range(name, state, composed.grid)
 
 
-def stay_in_range(name: str, state: State, grid: Grid) -> State:
+def stay_in_range(
+    name: str,
+    state: State,
+    grid: Grid,
+    *,
+    on_grid: bool = False,
+    waits: bool = False,
+    of: State | None = None,
+) -> State:
     """The state, if sums on it are exact; raises otherwise.
 
-    Training on an accelerator is not made to wait for the answer: there the state becomes NaN.
+    What is being traced, compiled or transformed can't raise, and training on an accelerator is
+    not made to wait for the answer unless ``waits`` is set: there the state becomes NaN. Another
+    state than the one that is returned can be looked at: ``of``.
     """
-    if not (torch.is_grad_enabled() and accelerators(state)):
-        check_range(name, state, grid, on_grid=False)
+    of = state if of is None else of
+    if _can_raise() and (waits or not (torch.is_grad_enabled() and accelerators(of))):
+        check_range(name, of, grid, on_grid=on_grid)
         return state
-
-    def within(x: Tensor) -> Tensor:
-        if not x.numel():
-            return x
-        return x.where(_magnitude(x.detach()) < grid.limit(x.dtype), math.nan)
-
-    return map_streams(within, state)
+    looked_at = _numbers(of)
+    if not looked_at:
+        return state
+    fine = torch.stack([_is_exact(x, grid, on_grid) for x in looked_at]).all()
+    return map_streams(lambda x: x.where(fine, math.nan) if x.dtype in HOLDING else x, state)
 
 
 def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
@@ -54,18 +77,16 @@ def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
 
     Waits for the device once.
     """
-    # Another dtype is refused by the layers, with advice.
-    streams = [x.detach() for x in streams_of(state) if x.numel() and x.is_floating_point()]
-    if not streams or torch._C._are_functorch_transforms_active() or _is_exporting():
+    streams = _numbers(state)
+    if not streams:
         return
-    limit = grid.limit(streams[0].dtype)
     findings = [_magnitude(x) for x in streams]
     if on_grid:
         findings += [grid.distance(x) for x in streams]
     found = torch.stack(findings).tolist()
     largest = max(found[: len(streams)], key=lambda size: (size != size, size))
-    if not largest < limit:
-        raise ValueError(_out_of_range(name, largest, grid, limit, streams[0].dtype))
+    if not largest < grid.limit(streams[0].dtype):
+        raise ValueError(_out_of_range(name, largest, grid, streams[0].dtype))
     if any(found[len(streams) :]):
         raise ValueError(
             f"{name} is not on the grid of multiples of {grid}, off by up to "
@@ -74,10 +95,23 @@ def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
         )
 
 
-def _is_exporting() -> bool:
-    """Whether torch.export is at work: an exported program can't raise on what it finds."""
-    # Torch has the function since 2.7.
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+def _can_raise() -> bool:
+    """Whether an error can be raised on what a state is found to hold."""
+    return not (
+        torch.compiler.is_compiling()  # also by torch.export
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
+
+
+def _numbers(state: State) -> Sequence[Tensor]:
+    """The streams to look at; those of another dtype are refused by the layers, with advice."""
+    return [x.detach() for x in streams_of(state) if x.numel() and x.dtype in HOLDING]
+
+
+def _is_exact(x: Tensor, grid: Grid, on_grid: bool) -> Tensor:
+    fine = _magnitude(x) < grid.limit(x.dtype)
+    return fine & (grid.distance(x) == 0) if on_grid else fine
 
 
 def _magnitude(x: Tensor) -> Tensor:
@@ -86,8 +120,8 @@ def _magnitude(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def _out_of_range(name: str, largest: float, grid: Grid, limit: float, dtype: torch.dtype) -> str:
-    where = f"{name} reached {largest:g}"
+def _out_of_range(name: str, largest: float, grid: Grid, dtype: torch.dtype) -> str:
+    where, limit = f"{name} reached {largest:g}", grid.limit(dtype)
     if not math.isfinite(largest):
         return f"{where}: the network has diverged, or its input is not finite."
     # With room to grow to twice the size.

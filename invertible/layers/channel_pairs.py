@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from math import pi
 
 import torch
@@ -11,8 +12,9 @@ from typing_extensions import override
 
 from .._support.checks import expect_numbers, expect_tensor, name_of
 from .._support.memory_format import memory_format
-from ..exact.grid import Grid
+from ..exact.grid import Grid, positive_zeros
 from ..module import InvertibleModule
+from ..state import Pair, State
 
 # A shear adds a multiple of one half of the channels to the other: the half that is changed,
 # and the factor, one number a pair.
@@ -67,28 +69,44 @@ class _ChannelPairs(InvertibleModule):
                 f"{name_of(self, inverse)} takes {self.channels} channels, got {x.shape[1]} (input "
                 f"shape {tuple(x.shape)})."
             )
-        x1, x2 = x.chunk(2, dim=1)
         if self._grid is None:
-            pair = self._plain(x1, x2, inverse)
+            pair = self._plain(x, inverse)
         else:
-            pair = self._exact(x1, x2, inverse, self._grid)
+            pair = self._exact(x, inverse, self._grid)
         return torch.cat(pair, 1).contiguous(memory_format=memory_format(x))
 
-    def _plain(self, x1: Tensor, x2: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _plain(self, x: Tensor, inverse: bool) -> Pair:
+        x1, x2 = x.chunk(2, dim=1)
         a, b, c, d = (self._broadcast(entry, x1) for entry in self._matrix())
         if inverse:  # the determinant is 1
             a, b, c, d = d, -b, -c, a
         return a * x1 + b * x2, c * x1 + d * x2
 
-    def _exact(self, x1: Tensor, x2: Tensor, inverse: bool, grid: Grid) -> tuple[Tensor, Tensor]:
-        grid.require_dtype(self, x1)
+    def _exact(
+        self, x: Tensor, inverse: bool, grid: Grid, inside: list[State] | None = None
+    ) -> Pair:
+        """The map by shears; the halves after each are appended to ``inside``."""
+        grid.require_dtype(self, x)
         sign, shears = self._shears()
-        sign = self._broadcast(sign, x1)
+        sign = self._broadcast(sign, x)
+        x1, x2 = x.chunk(2, dim=1)
         halves = [x1, x2] if inverse else [sign * x1, sign * x2]
         for changed, factor in reversed(shears) if inverse else shears:
-            shift = grid.round(self._broadcast(factor, x1) * halves[1 - changed]).to(x1.dtype)
+            shift = grid.round(self._broadcast(factor, x) * halves[1 - changed]).to(x.dtype)
             halves[changed] = halves[changed] - shift if inverse else halves[changed] + shift
-        return (sign * halves[0], sign * halves[1]) if inverse else (halves[0], halves[1])
+            if inside is not None:
+                inside.append((halves[0], halves[1]))
+        if inverse:
+            # What is turned may be -0.0. Forward, the shears have seen to that.
+            halves = [positive_zeros(sign * half) for half in halves]
+        return halves[0], halves[1]
+
+    @override
+    def _states_inside(self, x: Tensor, inverted: bool) -> Sequence[State]:
+        inside: list[State] = []
+        if self._grid is not None:
+            self._exact(x, inverted, self._grid, inside)
+        return inside
 
     @staticmethod
     def _broadcast(entry: Tensor, x: Tensor) -> Tensor:

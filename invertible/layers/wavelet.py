@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import pi, sin, tan
 
 import torch
@@ -12,6 +13,7 @@ from .._support.checks import describe, expect_numbers, expect_tensor
 from .._support.memory_format import memory_format
 from ..exact.grid import Grid
 from ..module import InvertibleModule
+from ..state import Pair, State
 from .pixel_shuffle import Order, PixelUnshuffle
 
 # The shears of a rotation by 45 degrees.
@@ -100,18 +102,36 @@ class HaarWavelet(InvertibleModule):
                 "Crop or pad the sides first."
             )
         y = self.unshuffle.forward(x)
-        blocks, axes = self._blocks(y)
-        for axis in axes:
-            blocks = torch.stack(self._step(*blocks.unbind(axis)), axis)
-        return self._flat(blocks, y)
+        return self._steps(y, None)
 
     @override
     def inverse(self, y: Tensor) -> Tensor:
         y = expect_numbers(self, expect_tensor(self, y, min_dim=3, inverse=True), inverse=True)
+        return self.unshuffle.inverse(self._steps_back(y, None))
+
+    @override
+    def _states_inside(self, x: Tensor, inverted: bool) -> Sequence[State]:
+        inside: list[State] = []
+        if inverted:
+            self._steps_back(x, inside)
+        else:
+            self._steps(self.unshuffle.forward(x), inside)
+        return inside
+
+    def _steps(self, y: Tensor, inside: list[State] | None) -> Tensor:
+        """The steps of all dimensions; what is between them is appended to ``inside``."""
+        blocks, axes = self._blocks(y)
+        for axis in axes:
+            a, b = blocks.unbind(axis)
+            blocks = torch.stack(self._step(a, b, inside), axis)
+        return self._flat(blocks, y)
+
+    def _steps_back(self, y: Tensor, inside: list[State] | None) -> Tensor:
         blocks, axes = self._blocks(y)
         for axis in reversed(axes):
-            blocks = torch.stack(self._step_back(*blocks.unbind(axis)), axis)
-        return self.unshuffle.inverse(self._flat(blocks, y))
+            s, d = blocks.unbind(axis)
+            blocks = torch.stack(self._step_back(s, d, inside), axis)
+        return self._flat(blocks, y)
 
     def _blocks(self, y: Tensor) -> tuple[Tensor, range]:
         """The channels as blocks of 2 x ... x 2, and the dimensions of these."""
@@ -130,25 +150,33 @@ class HaarWavelet(InvertibleModule):
         y = blocks.flatten(1, like.dim() - 1)
         return y.contiguous(memory_format=memory_format(like))
 
-    def _step(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, a: Tensor, b: Tensor, inside: list[State] | None) -> Pair:
         if not self.orthonormal:
             d = b - a
-            return a + self._round(d / 2), d
-        if self.quantum is None:
-            return (a + b) * _SIN, (b - a) * _SIN
-        a = a + self._round(_TAN * b)
-        d = b - self._round(_SIN * a)
-        return a + self._round(_TAN * d), d
+            s = a + self._round(d / 2)
+        elif self.quantum is None:
+            s, d = (a + b) * _SIN, (b - a) * _SIN
+        else:
+            a = a + self._round(_TAN * b)
+            d = b - self._round(_SIN * a)
+            s = a + self._round(_TAN * d)
+        if inside is not None:
+            inside += [(a, b), (s, d)]
+        return s, d
 
-    def _step_back(self, s: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    def _step_back(self, s: Tensor, d: Tensor, inside: list[State] | None) -> Pair:
         if not self.orthonormal:
             a = s - self._round(d / 2)
-            return a, a + d
-        if self.quantum is None:
-            return (s - d) * _SIN, (s + d) * _SIN
-        a = s - self._round(_TAN * d)
-        b = d + self._round(_SIN * a)
-        return a - self._round(_TAN * b), b
+            b = a + d
+        elif self.quantum is None:
+            a, b = (s - d) * _SIN, (s + d) * _SIN
+        else:
+            s = s - self._round(_TAN * d)
+            b = d + self._round(_SIN * s)
+            a = s - self._round(_TAN * b)
+        if inside is not None:
+            inside += [(s, d), (a, b)]
+        return a, b
 
     def _round(self, x: Tensor) -> Tensor:
         return x if self._grid is None else self._grid.round(x)

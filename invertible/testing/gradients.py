@@ -22,7 +22,7 @@ def differentiable(subject: Subject) -> None:
     if not subject.differentiable:
         return
     _require_identity(subject, "inverse(forward(x))", (call, call_inverse), subject.x)
-    if subject.layer.bijective:
+    if subject.layer.surjective:
         start = subject.other_y
         _require_identity(subject, "forward(inverse(y))", (call_inverse, call), start)
 
@@ -127,7 +127,7 @@ def rebuilding(subject: Subject) -> None:
         return
     container = InvertibleSequential(subject.layer, checkpoint=True)
     for run in subject.runs:
-        if run.direction.inverted and not subject.layer.bijective:
+        if run.direction.inverted and not subject.layer.surjective:
             continue
         expected = _weighted(subject, run, subject.layer)
         try:

@@ -92,7 +92,7 @@ def inverse_undoes_forward(subject: Subject) -> None:
 
 def forward_undoes_inverse(subject: Subject) -> None:
     """Starts from an output that the layer did not make, if it is bijective."""
-    if not subject.layer.bijective:
+    if not subject.layer.surjective:
         return
     y = subject.other_y
     x = subject.inverse(y)
@@ -107,7 +107,7 @@ def exact_on_the_grid(subject: Subject) -> None:
     quantum = subject.quantum or ANY_QUANTUM
     limit = quantum / torch.finfo(subject.dtype).eps
     starts: list[tuple[str, str, State]] = [("forward", "inverse", rounded(subject.x, quantum))]
-    if subject.layer.bijective:
+    if subject.layer.surjective:
         other = rounded(
             shuffled(subject.y) if subject.given_y is None else subject.given_y, quantum
         )
@@ -118,6 +118,10 @@ def exact_on_the_grid(subject: Subject) -> None:
             continue  # sums are not exact there
         if not same(middle, rounded(middle, quantum)):
             subject.fail(f"{there} takes multiples of {quantum!r} off the grid.")
+        if any(bool(((x == 0) & x.signbit()).any()) for x in tensors(middle)):
+            subject.fail(
+                f"{there} makes -0.0, and a sum gives back 0.0: other bits. Return y + 0.0."
+            )
         found = getattr(subject, back)(middle)
         if not same(found, start):
             error = max(

@@ -40,7 +40,7 @@ def log_determinant(subject: Subject) -> None:
         log_det = _require_form(subject, method, results[name], direction, state)
         if subject.differentiable and log_det.numel():
             _compare_with_jacobian(subject, name, direction, state, log_det)
-            if _defines(subject, method) and subject.layer.bijective:
+            if _defines(subject, method) and subject.layer.surjective:
                 require_derivative(subject, direction, state, method)
     if subject.differentiable:
         there, back = (result[1] for result in results.values())

@@ -67,10 +67,10 @@ def copy(x: Tensor) -> Tensor:
 
 
 def rounded(state: State, quantum: float | None) -> State:
-    """A state on the grid of multiples of a quantum; None rounds nothing."""
+    """A state on the grid of multiples of a quantum, without -0.0; None rounds nothing."""
     if quantum is None:
         return state
-    result: State = mapped(lambda x: (x / quantum).round() * quantum, state)
+    result: State = mapped(lambda x: (x / quantum).round() * quantum + 0.0, state)
     return result
 
 

@@ -133,7 +133,7 @@ def test_copies_and_state_dicts_carry_the_layer(again):
         (
             InvertibleSequential(InjectivePad(1)),
             ValueError,
-            "Inverse takes a bijective layer, and InvertibleSequential has a left inverse only",
+            "a layer whose inverse can be undone, and InvertibleSequential has a left inverse only",
         ),
     ],
 )

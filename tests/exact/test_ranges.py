@@ -4,15 +4,20 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from toys import Function
 
 from invertible import (
     AdditiveCoupling,
+    HaarWavelet,
     Identity,
     Inverse,
     InvertibleSequential,
     OnStreams,
+    PairRotation,
+    PairScaling,
     Parallel,
     Quantize,
     ReversibleBlock,
@@ -67,10 +72,14 @@ def test_a_state_beside_the_grid_is_an_error_only_where_asked():
 def test_an_accelerator_in_training_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(ranges, "accelerators", lambda _: [torch.device("cuda")])
     inside, outside = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0**20])
-    y1, y2, y3 = stay_in_range("x", (inside, outside, torch.zeros(0)), GRID)
+    (y1,) = stay_in_range("x", (inside,), GRID)
     assert torch.equal(y1, inside)
+    y1, y2, y3 = stay_in_range("x", (inside, outside, torch.zeros(0)), GRID)
+    assert y1.isnan().all()
     assert y2.isnan().all()
     assert y3.numel() == 0
+    others = torch.ones(2, dtype=torch.int64), torch.ones(2).half()
+    assert stay_in_range("x", others, GRID) == others
     with torch.no_grad(), pytest.raises(ValueError, match="x reached"):
         stay_in_range("x", outside, GRID)
 
@@ -104,8 +113,8 @@ def test_compositions_are_checked_at_both_ends(name, checkpoint):
         network(FAR[::-1] if name == "a nest" else FAR)
     inside = torch.ones(2, 2), torch.ones(2, 2)
     assert torch.equal(network.inverse(network(inside))[0], inside[0])
-    # Going backward, features may have been edited.
-    network.inverse(BESIDE)
+    # Going backward, features may have been edited: they are rounded.
+    assert torch.equal(network.inverse(BESIDE)[0], network.inverse(Quantize(2**-8)(BESIDE))[0])
     with pytest.raises(ValueError, match=f"the inverse of {kind} .* reached"):
         network.inverse((-FAR[0], -FAR[0]))
 
@@ -118,6 +127,79 @@ def test_a_range_left_and_entered_again_is_found_on_request():
     inner = InvertibleSequential(*there_and_back, check_layers=True)
     with pytest.raises(ValueError, match=r"the output of layer 1.1 \(AdditiveCoupling\) reached"):
         InvertibleSequential(Swap(), inner)(x)
+
+
+# --- between the steps of a layer
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def room_to_256(dtype):
+    """The quantum with which sums are exact below 256."""
+    return 2.0**-16 if dtype == torch.float32 else 2.0**-45
+
+
+def filled(layer, value):
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, value)
+    return layer
+
+
+# By name: a layer, and what it takes out of the range and back.
+EXCURSIONS = {
+    "PairScaling by 1": (lambda q: PairScaling(2, quantum=q), [[200.0, 201.0]]),
+    "PairScaling by e**2": (lambda q: filled(PairScaling(2, quantum=q), 2.0), [[30.0, 29.0]]),
+    "PairScaling by e**-2": (lambda q: filled(PairScaling(2, quantum=q), -2.0), [[250.0, 30.0]]),
+    "PairRotation by -1.5": (lambda q: filled(PairRotation(2, quantum=q), -1.5), [[170.0, 171.0]]),
+    "PairRotation by 1.64": (lambda q: filled(PairRotation(2, quantum=q), 1.64), [[170.0, 171.0]]),
+    "HaarWavelet": (lambda q: HaarWavelet(quantum=q), [[[[-150.0, -50.0], [150.0, 49.0]]]]),
+    "HaarWavelet, orthonormal": (
+        lambda q: HaarWavelet(quantum=q, orthonormal=True),
+        [[[250.0, 60.0]]],
+    ),
+    "HaarWavelet, orthonormal, of images": (
+        lambda q: HaarWavelet(quantum=q, orthonormal=True),
+        [[[[200.0, -60.0], [190.0, -50.0]]]],
+    ),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", EXCURSIONS)
+def test_a_range_left_inside_a_layer_is_found_on_request(name, dtype):
+    make, numbers = EXCURSIONS[name]
+    layer = make(room_to_256(dtype)).to(dtype)
+    x = torch.tensor(numbers, dtype=dtype)
+    y = InvertibleSequential(layer)(x)  # both ends are within the range
+    checked = InvertibleSequential(Identity(), layer, check_layers=True)
+    found = rf"^a state inside layer 1 \({type(layer).__name__}\) reached"
+    with pytest.raises(ValueError, match=found):
+        checked(x)
+    with pytest.raises(ValueError, match=found):
+        checked.inverse(y)
+    with pytest.raises(ValueError, match=r"^a state inside layer 0.layer"):
+        InvertibleSequential(Inverse(layer), check_layers=True)(y)
+    assert checked(x / 64).isfinite().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("name", EXCURSIONS)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0, 7))
+def test_what_passes_the_check_comes_back_to_the_bit(name, dtype, seed, scale):
+    make, numbers = EXCURSIONS[name]
+    quantum = room_to_256(dtype)
+    network = InvertibleSequential(make(quantum).to(dtype), check_layers=True)
+    generator = torch.Generator().manual_seed(seed)
+    shape = 4, *torch.tensor(numbers).shape[1:]
+    x = torch.randn(shape, generator=generator, dtype=dtype) * 2**scale
+    x = Quantize(quantum)(x.clamp(-255, 255))
+    with torch.no_grad():
+        try:
+            y = network(x)
+        except ValueError:
+            return
+        assert torch.equal(network.inverse(y), x)
+        assert torch.equal(network(network.inverse(y)), y)
 
 
 @pytest.mark.parametrize(
