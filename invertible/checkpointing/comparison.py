@@ -135,9 +135,7 @@ class Comparison:
         self._pairs, self._exact_pairs, self._task = [], [], -1
         if not pairs or _is_capturing(pairs[0].true):
             return
-        error = self._worst(pairs)
-        if error is None and exact_pairs:
-            error = _first_bits(exact_pairs)
+        error = _first_bits(exact_pairs) or self._worst(pairs)
         # Where the run itself was not finite, as with a gradient scaler's steps that are skipped,
         # nothing can be rebuilt, and nothing is lost.
         if error is not None and all(x.isfinite() for x in self._end):
@@ -209,6 +207,8 @@ class _Pair(NamedTuple):
 
 
 def _first_bits(pairs: list[tuple[Step, Tensor, Tensor]]) -> str | None:
+    if not pairs:
+        return None
     steps, true, found = zip(*pairs, strict=True)
     wrong = [a != b for a, b in zip(_read(true), _read(found), strict=True)]
     if not any(wrong):
@@ -216,8 +216,8 @@ def _first_bits(pairs: list[tuple[Step, Tensor, Tensor]]) -> str | None:
     return (
         f"{steps[wrong.index(True)].place} was not rebuilt bit for bit, in exact mode: its input "
         "differs. Either the range in which sums are exact was left inside the network "
-        "(check_layers=True finds the layer), or its sub-network did not compute the same bits "
-        "when it ran again."
+        "(check_layers=True finds the layer), or its sub-network did not compute the same "
+        "when it ran again (Rebuild(debug=True) names the operation)."
     )
 
 
