@@ -22,7 +22,7 @@ class Rebuild:
         tolerance: How far what is rebuilt may be off, relative to its norm, before the backward
             pass raises; ``math.inf`` compares nothing. By default it depends on the coarsest
             dtype of states and activations in the run: 1e-6 for float64, 1e-3 for float32 (1e-2 on
-            accelerators), 0.05 for float16 and bfloat16, also those of autocast.
+            accelerators), 0.2 for float16 and bfloat16, also those of autocast.
         debug: Whether all that autograd saves is stored as well, and compared with what is
             rebuilt, to name the first operation that differed. Takes the memory that
             checkpointing saves, and time.

@@ -274,7 +274,7 @@ def test_right_networks_never_raise(depth, dtype, dropout):
     train(network.to(dtype), body_images(8).to(dtype))
 
 
-@pytest.mark.parametrize("depth", [2, 30])
+@pytest.mark.parametrize("depth", [2, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_in_sub_networks_never_raises(depth, dtype):
     network = body(depth, lambda: bottleneck(4, 0.3, nn.ReLU), checkpoint=True).float()
