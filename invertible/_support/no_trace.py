@@ -62,7 +62,8 @@ def untraced(found: Survey, devices: list[torch.device], generators: bool) -> It
         rng_states = get_rng_states(devices) if generators else None
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in found.with_buffers]
+        parts = found.with_buffers if compiling else found.modules
+        originals = [(part._buffers, dict(part._buffers)) for part in parts]
         copies: dict[int, Tensor] = {}
         for place, buffers in originals:
             for name, buffer in buffers.items():

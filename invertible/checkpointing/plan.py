@@ -175,11 +175,13 @@ class Plan:
         """Whether a layer throws away what is needed to rebuild it, or those before it."""
         if layer.surjective if inverted else layer.injective:
             return False
-        rounds = isinstance(layer, Quantize)
-        if rounds and self.composed.grid is not None:
-            return False  # it rounds at the entrance only
-        needs_nothing = layer.moves_only or rounds
-        return not needs_nothing or not all(before.moves_only for before in self.layers)
+        if isinstance(layer, Quantize):
+            if self.composed.grid is not None:
+                return False  # it rounds at the entrance only
+        elif not layer.moves_only:
+            return True
+        # By themselves these two need nothing.
+        return not all(before.moves_only for before in self.layers)
 
     def _runs_members(self, composite: InvertibleModule, inverted: bool) -> bool:
         """Whether a composition's method does no more than run its members."""

@@ -42,7 +42,7 @@ class Composite(InvertibleModule):
     checkpoint: bool | Rebuild = False
     """Whether training rebuilds activations instead of storing them, and how."""
     check_layers: bool = False
-    """Whether an exact composition checks the range behind every layer."""
+    """Whether an exact composition checks the range behind every layer, and inside of some."""
     stream_count: int | None = None
     """How many streams the state must have where members take some each; None for any number."""
 

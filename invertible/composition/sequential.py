@@ -36,7 +36,8 @@ class InvertibleSequential(Composite):
             backward pass (see :func:`reversible_checkpoint`). It changes the rounding of
             gradients, and so is asked for. A :class:`Rebuild` has settings.
         check_layers: For an exact composition, whether the range is checked behind every
-            layer, to find the one that leaves it; by default at both ends only.
+            layer, and between the steps of lifting layers, to find the one that leaves it; by
+            default at both ends only.
 
     Shape:
         - Input: whatever the first layer takes.
@@ -46,9 +47,10 @@ class InvertibleSequential(Composite):
         TypeError: If a layer is not an :class:`InvertibleModule`; when called, if a context is
             missing or nothing would use it.
         ValueError: When called, if there are no layers; for an exact composition, if the input is
-            not on the grid, or a state is not finite or out of the range in which sums are exact.
-            While training on an accelerator, which is not made to wait for the answer, the output
-            becomes NaN instead, unless ``check_layers`` is set.
+            not on the grid (:meth:`inverse` rounds it), or a state is not finite or out of the
+            range in which sums are exact. While training on an accelerator, which is not made to
+            wait for the answer, the output becomes NaN instead, unless ``check_layers`` is set, and
+            always in what is compiled, exported or transformed by ``torch.func``.
 
     An error inside a layer is noted with the layer's position and class.
 

@@ -33,7 +33,7 @@ class Grid:
                 f"{type(layer).__name__} takes a power of two as quantum, for instance 2**-16, "
                 f"from 2**-100 to 2**100, got {quantum!r}."
             )
-        return cls(quantum)
+        return cls(float(quantum))
 
     def round(self, x: Tensor) -> Tensor:
         """The nearest values on the grid, halves to even; the gradient goes straight through.

@@ -30,7 +30,7 @@ def enter(
     if grid is None or (composed.takes_any and not direction.inverted):
         return state
     name = f"the input of {type(module).__name__}"
-    state = stay_in_range(name, state, grid, on_grid=not direction.inverted, waits=True)
+    state = stay_in_range(name, state, grid, on_grid=not direction.inverted)
     put = grid.round if direction.inverted else positive_zeros
     return map_streams(lambda x: put(x) if x.dtype in HOLDING else x, state)
 

@@ -129,6 +129,10 @@ class PairScaling(_ChannelPairs):
         \begin{pmatrix} 1 & s - 1 \\ 0 & 1 \end{pmatrix}
         \begin{pmatrix} 1 & 0 \\ 1 & 1 \end{pmatrix}
 
+    Between the shears numbers are up to :math:`|x_c| + |x_{c + C/2}|` or
+    :math:`s\,|x_c| + |s - 1|\,|x_{c + C/2}|`, which the range has to have room for, also where both
+    ends are smaller. ``check_layers`` of a composition looks at them.
+
     :math:`\log s` is learned, 0 at the beginning.
 
     Args:
@@ -191,6 +195,9 @@ class PairRotation(_ChannelPairs):
         \begin{pmatrix} 1 & -\tan\frac\theta2 \\ 0 & 1 \end{pmatrix}
         \begin{pmatrix} 1 & 0 \\ \sin\theta & 1 \end{pmatrix}
         \begin{pmatrix} 1 & -\tan\frac\theta2 \\ 0 & 1 \end{pmatrix}
+
+    Between the shears numbers are up to :math:`|x_c| + |x_{c + C/2}|`, which the range has to have
+    room for. ``check_layers`` of a composition looks at them.
 
     The angle is learned, 0 at the beginning.
 

@@ -32,7 +32,8 @@ class AdditiveCoupling(InvertibleModule):
         f: Any module whose output has the shape of the first stream.
         quantum: The grid to stay on, a power of two such as ``2**-16``: the shift is rounded to
             it, the gradient goes straight through, and the inverse is bit for bit for a float32
-            or float64 state on the grid (put :class:`Quantize` first). None rounds nothing.
+            or float64 state on the grid, whose zeros are 0.0 (put :class:`Quantize` first). None
+            rounds nothing.
         conditional: Whether ``f`` takes a context, ``f(x2, context)``: the coupling is then
             called as ``layer(x, context)``. The context may be left out if ``f`` has a default.
 

@@ -36,7 +36,8 @@ class HaarWavelet(InvertibleModule):
     With a ``quantum``, what a step adds is rounded to the grid, and the inverse is bit for bit:
     :math:`d / 2`, as in the integer wavelets of JPEG 2000, or the three shears of
     :class:`PairRotation` by :math:`-\pi / 4`, which is what the orthonormal step is. These keep
-    the norm up to the rounding.
+    the norm up to the rounding. Between the steps numbers can be larger than at both ends; the
+    range has to have room for them, and ``check_layers`` of a composition looks at them.
 
     A difference is right minus left, and lower minus upper; PyWavelets has the other sign.
 

@@ -8,11 +8,14 @@ from invertible import (
     AdditiveCoupling,
     InjectivePad,
     Inverse,
+    InvertibleModule,
     InvertibleSequential,
     Merge,
     OnStreams,
+    PairScaling,
     Parallel,
     Permute,
+    Quantize,
     Rebuild,
     ReversibleBlock,
     Split,
@@ -241,6 +244,38 @@ def test_settings_reach_as_far_as_their_composition(network, asked, expected):
     assert rebuilt(network(), asked) == expected.split()
     assert plan.rebuilds is bool(expected)
     assert rebuilt(network(), asked, rebuilds=False) == []
+
+
+class Rounding(InvertibleModule):
+    """Somebody's own layer whose inverse gives back other numbers than it was given."""
+
+    bijective = injective = False
+    surjective = True
+
+    def forward(self, x):
+        return x.round()
+
+    def inverse(self, y):
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        # A coarse Quantize behind what computes, and what somebody says to throw away.
+        ([Affine(), Quantize(0.5)], [False, True]),
+        ([Rounding(), Affine()], [True, False]),
+        # At the entrance nothing needs what is rounded, ...
+        ([Split(), Merge(), Quantize(0.5), Affine()], [False] * 4),
+        # ... and behind others an exact composition has nothing to round.
+        ([Quantize(0.5), PairScaling(4, quantum=0.5), Quantize(0.5)], [False] * 3),
+        ([PairScaling(4, quantum=0.25), Quantize(0.5)], [False, True]),
+    ],
+)
+def test_a_layer_that_throws_digits_away_stores_its_input(layers, expected):
+    network = InvertibleSequential(*layers, checkpoint=True)
+    assert [step.stores_input for step in steps_of(Plan(network, FORWARD, True))] == expected
+    assert not any(step.stores_input for step in steps_of(Plan(network, INVERSE, True)))
 
 
 def test_an_inverse_that_crops_stores_its_input():

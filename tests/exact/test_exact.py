@@ -298,6 +298,8 @@ def test_training_on_an_accelerator_turns_what_leaves_the_range_into_nan(monkeyp
     x = torch.zeros(2, 4, requires_grad=True)
     assert growing(100.0, checkpoint=checkpoint)(x).isnan().all()
     assert Quantize(2**-8)(torch.full((1, 2), 1e9)).isnan().all()
+    assert growing(1.0, checkpoint=checkpoint)(x + 0.1).isnan().all()
+    assert growing(1.0, checkpoint=checkpoint).inverse(x + 1e9).isnan().all()
     inside = growing(1.0, checkpoint=checkpoint)(x)
     assert torch.equal(inside, torch.tensor([[3.0, 3.0, 0, 0]] * 2))
     inside.sum().backward()

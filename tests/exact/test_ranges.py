@@ -20,6 +20,7 @@ from invertible import (
     PairScaling,
     Parallel,
     Quantize,
+    RebuildError,
     ReversibleBlock,
     Split,
     Swap,
@@ -87,8 +88,8 @@ def test_an_accelerator_in_training_is_not_waited_for(monkeypatch):
 # --- around a run
 
 
-def shifting(value):
-    return AdditiveCoupling(Function(lambda x: torch.full_like(x, value)), quantum=2**-8)
+def shifting(value, quantum=2**-8):
+    return AdditiveCoupling(Function(lambda x: torch.full_like(x, value)), quantum=quantum)
 
 
 BESIDE = torch.full((2, 2), 1 / 3), torch.full((2, 2), 1 / 3)
@@ -127,6 +128,58 @@ def test_a_range_left_and_entered_again_is_found_on_request():
     inner = InvertibleSequential(*there_and_back, check_layers=True)
     with pytest.raises(ValueError, match=r"the output of layer 1.1 \(AdditiveCoupling\) reached"):
         InvertibleSequential(Swap(), inner)(x)
+
+
+def offset(value, checkpoint, check_layers=False):
+    """A network that lifts its first stream by a value and takes it away, behind other layers."""
+    torch.manual_seed(0)
+
+    def net():  # what the offset is does not show behind BatchNorm
+        return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    layers = [net(), Swap(), net(), value, net(), Swap(), net(), Swap(), -value]
+    return InvertibleSequential(
+        *[Quantize(2**-16), Split()],
+        *[
+            shifting(layer, 2**-16)
+            if isinstance(layer, float)
+            else layer
+            if isinstance(layer, Swap)
+            else AdditiveCoupling(layer, quantum=2**-16)
+            for layer in layers
+        ],
+        checkpoint=checkpoint,
+        check_layers=check_layers,
+    )
+
+
+@pytest.mark.parametrize("value", [100.0, 300.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gradients_behind_a_range_left_and_entered_again_are_right_or_an_error(value, inverted):
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    results = []
+    for checkpoint in (False, True):
+        network = offset(value, checkpoint)
+        ends = network.inverse(network[:2](x)).chunk(2, 1) if inverted else network(x)
+        loss = sum((y.sin() * y).sum() for y in ends)
+        try:
+            loss.backward()
+        except RebuildError:
+            assert value > 256
+            return
+        results.append([p.grad for p in network.parameters()])
+    # Backward, far out, so much is rounded away that nothing is left to be rounded differently.
+    assert inverted or value < 256
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_check_layers_finds_what_leaves_the_range_and_comes_back(inverted):
+    network = offset(300.0, checkpoint=False, check_layers=True)
+    x = torch.randn(64, 8)
+    number = 10 if inverted else 5
+    with pytest.raises(ValueError, match=rf"the output of layer {number} \(AdditiveCoupling\)"):
+        network.inverse(network[:2](x)) if inverted else network(x)
 
 
 # --- between the steps of a layer
