@@ -26,6 +26,7 @@ from .states import (
     same,
     shuffled,
     sliced,
+    with_a_zero,
 )
 from .subject import InversecheckError, Subject
 from .traces import no_trace
@@ -77,9 +78,10 @@ def _versions(state: Any) -> list[int]:
 
 
 def inverse_undoes_forward(subject: Subject) -> None:
-    """Inverts with the layer, and with a copy of it that never ran forward."""
+    """Inverts with the layer, at a zero too, and with a copy that never ran forward."""
     what = "inverse(forward(x))"
     subject.require_close(subject.inverse(subject.y), subject.x, what, subject.y)
+    _try_a_zero(subject)
     if subject.fresh is None:
         return
     what += ", inverted by a copy of the layer that has not run forward,"
@@ -88,6 +90,20 @@ def inverse_undoes_forward(subject: Subject) -> None:
     except Exception as error:
         subject.fail(f"{what} raised {_said(error)}", cause=error)
     subject.require_close(found, subject.x, what, subject.y)
+
+
+def _try_a_zero(subject: Subject) -> None:
+    """Inverts a state in which a number of each stream is zero, if that is in its domain."""
+    x = with_a_zero(subject.x)
+    if x is None:
+        return
+    try:
+        y = subject.forward(x)
+        back = subject.inverse(y)
+    except Exception:
+        return
+    if all(bool(part.isfinite().all()) for part in tensors((y, back))):
+        subject.require_close(back, x, "with a zero in x, inverse(forward(x))", y)
 
 
 def forward_undoes_inverse(subject: Subject) -> None:

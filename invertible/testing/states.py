@@ -117,6 +117,19 @@ def shuffled(state: State) -> State:
     return tuple(mixed) if isinstance(state, tuple) else mixed[0]
 
 
+def with_a_zero(state: State) -> State | None:
+    """The state with a zero in front of each stream, if zero lies between its numbers."""
+    parts = list(tensors(state))
+    if not all(part.is_floating_point() and part.numel() for part in parts):
+        return None
+    if not all(bool(part.min() < 0 < part.max()) for part in parts):
+        return None
+    result: State = mapped(copy, state)
+    for part in tensors(result):
+        part[(0,) * part.dim()] = 0
+    return result
+
+
 def weights(parts: Sequence[Tensor], seed: int = 2018) -> list[Tensor]:
     """Random numbers in the shapes of some tensors, the same each time."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,9 @@
 """Hypothesis strategies for states: shapes, values, dtypes and memory formats.
 
 Hypothesis fails a test that takes longer than its deadline of 200 ms, drawing left out. The checks
-of a small layer take a tenth of that on one thread. On a busy machine more threads only wait for
-one another: call ``torch.set_num_threads(1)`` in ``conftest.py``, and where that is not enough put
+of a small layer take a tenth of that: :func:`~invertible.testing.inversecheck` runs small states on
+one thread, since on a busy machine more only wait for one another. What else a test computes
+profits from ``torch.set_num_threads(1)`` in ``conftest.py``; where that is not enough put
 ``@settings(deadline=None)`` on the test.
 """
 

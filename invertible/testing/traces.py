@@ -33,9 +33,11 @@ GENERATORS: dict[type, Callable[[Any], Any]] = {
 
 def no_trace(subject: Subject) -> None:
     """Compares all that inverse could change, with grad and without."""
+    _require_modes_kept(subject)
     changed: list[str] = []
 
     def look(layer: InvertibleModule, y: State, context: Context) -> None:
+        _give_gradients(layer)
         devices = accelerators((y, context))
         before = _everything(layer, devices)
         run.direction.apply(layer, y, context)
@@ -56,6 +58,30 @@ def no_trace(subject: Subject) -> None:
                 )
     if subject.differentiable:
         _require_no_graph(subject)
+
+
+def _give_gradients(layer: InvertibleModule) -> None:
+    """Gradients as an optimizer has them, which are put back when the layer has run."""
+    for parameter in layer.parameters():
+        if parameter.is_floating_point():
+            parameter.grad = torch.full_like(parameter, 0.5)
+
+
+def _require_modes_kept(subject: Subject) -> None:
+    """Fails if forward switches between train and eval mode."""
+
+    def look(layer: InvertibleModule, x: State, context: Context) -> list[str]:
+        before = {part: part.training for part in layer.modules()}
+        run.direction.apply(layer, x, context)
+        names = {part: name or "the layer" for name, part in layer.named_modules()}
+        return [names[part] for part, training in before.items() if part.training != training]
+
+    for run in subject.runs:
+        if not run.direction.inverted:
+            with torch.no_grad():
+                changed = subject.evaluate(look, run.given)
+            if changed:
+                subject.fail(f"{run.name} changed the mode of {', '.join(changed)}.")
 
 
 def _everything(layer: InvertibleModule, devices: list[torch.device]) -> dict[str, Any]:

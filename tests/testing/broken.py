@@ -3,6 +3,7 @@
 ``inversecheck`` also has to find others of each kind: these stand for them.
 """
 
+import math
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -941,6 +942,197 @@ class DetachesTheContextOfTheLogDet(InvertibleModule):
 
     def log_det(self, x, context):
         return (context.detach().mean() * x[0].numel()).expand(len(x))
+
+
+def large():
+    return images(2, 3, 20, 20)
+
+
+@breaks(
+    "log-determinant", r"add up to 0 over the batch, and that of its Jacobian is about 1200", large
+)
+class CallsItselfVolumePreservingAtAnySize(Keep):
+    """It scales, and says that it keeps the volume."""
+
+    def forward(self, x):
+        return x * math.exp(0.5)
+
+    def inverse(self, y):
+        return y * math.exp(-0.5)
+
+
+@breaks("log-determinant", r"add up to 600 over the batch, .* is about 1200; allowed", large)
+class LogDetOfHalfOfTheState(Affine):
+    """The log-determinants count half of the numbers, if there are many."""
+
+    def log_det(self, x):
+        return super().log_det(x) / (2 if x[0].numel() > 1024 else 1)
+
+
+@breaks("log-determinant", r"add up to .* over the batch, and that of its Jacobian", large)
+class ForgetsTheSignBothWays(Logistic):
+    """Both log-determinants have the wrong sign, at a size at which no Jacobian is computed."""
+
+    def log_det(self, x):
+        return -super().log_det(x)
+
+
+@breaks("inverse undoes forward", r"with a zero in x, inverse\(forward\(x\)\) is wrong by 0\.1 at ")
+class WrongAtZero(Keep):
+    """forward jumps at zero, where torch.sign is zero, and inverse knows of two sides only."""
+
+    def forward(self, x):
+        return x + 0.1 * torch.sign(x)
+
+    def inverse(self, y):
+        return y - 0.1 * torch.where(y >= 0, 1.0, -1.0).to(y.dtype)
+
+
+@breaks("no trace", r"forward changed the mode of f, f\.0, f\.1, f\.2\.", pair)
+class TurnsToEvalModeInForward(Coupling):
+    """forward leaves its sub-network in eval mode."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.f.eval()
+        return y
+
+
+@breaks("no trace", "inverse changed .*the gradient of shift")
+class ZeroesGradients(Affine):
+    """inverse throws away gradients."""
+
+    def inverse(self, y):
+        self.zero_grad()
+        return super().inverse(y)
+
+
+class Shifted(InvertibleModule):
+    """Adds what a linear map makes of the context."""
+
+    conditional = True
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(3, 1)
+
+    def forward(self, x, context):
+        return x + self.shift(context)
+
+    def inverse(self, y, context):
+        return y - self.shift(context)
+
+    def shift(self, context):
+        return self.f(context)
+
+
+@breaks("inverse undoes forward", "wrong by", context=numbers)
+class IgnoresTheContextInInverse(Shifted):
+    """inverse takes another context."""
+
+    def inverse(self, y, context):
+        return super().inverse(y, torch.zeros_like(context))
+
+
+@breaks("no trace", "inverse changed cache", context=numbers)
+class CachesTheContext(Shifted):
+    """What the first context led to serves all others."""
+
+    cache = None
+
+    def shift(self, context):
+        if self.cache is None:
+            self.cache = super().shift(context).detach()
+        return self.cache
+
+
+@breaks("differentiable", "does not depend on parameter log_scale, and its gradient is")
+class InvertsByABuffer(Affine):
+    """inverse divides by a scale that was computed once."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", self.log_scale.detach().double().exp())
+
+    def inverse(self, y):
+        return (y - self.shift) / self.scale
+
+
+@breaks("derivative", "with respect to the parameters is not its derivative")
+class ScalesByAnItem(Affine):
+    """The scale is a number of Python's, in both directions."""
+
+    def forward(self, x):
+        return x * self.log_scale.exp().item()
+
+    def inverse(self, y):
+        return y / self.log_scale.exp().item()
+
+
+@breaks("derivative", "with respect to the input is not its derivative", pair)
+class ShiftsByNumPy(Keep):
+    """The shift goes through NumPy, where autograd can't follow."""
+
+    def forward(self, x):
+        return x[0] + torch.from_numpy(np.sin(x[1].detach().numpy())), x[1]
+
+    def inverse(self, y):
+        return y[0] - torch.from_numpy(np.sin(y[1].detach().numpy())), y[1]
+
+
+@breaks("inverse undoes forward", r"inverse\(forward\(x\)\) is wrong by")
+class DrawsUnseeded(Keep):
+    """Both directions draw from a generator that nobody seeds."""
+
+    def forward(self, x):
+        return x + np.random.default_rng().random()
+
+    def inverse(self, y):
+        return y - np.random.default_rng().random()
+
+
+@breaks("inverse undoes forward", "wrong by")
+class SubtractsTheMeanOfTheBatch(Keep):
+    """forward lets examples influence each other, and inverse does not know."""
+
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+
+@breaks("inverse undoes forward", r"by a copy of the layer .* is wrong by")
+class ReturnsTheInputOfAGlobal(Keep):
+    """inverse returns what forward was given last."""
+
+    last = None
+
+    def forward(self, x):
+        ReturnsTheInputOfAGlobal.last = x.detach()
+        return x.sin()
+
+    def inverse(self, y):
+        return 0 * y + self.last
+
+
+@breaks("differentiable", "with grad, inverse")
+class OtherScaleWithGrad(Affine):
+    """Both directions scale otherwise while autograd records: one of them is seen without."""
+
+    def forward(self, x):
+        return super().forward(x) * (2 if x.requires_grad else 1)
+
+    def inverse(self, y):
+        return super().inverse(y / (3 if y.requires_grad else 1))
+
+
+@breaks("differentiable", "is wrong by")
+class DoublesGradientsByAHook(Affine):
+    """A hook on the output doubles what goes back."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: 2 * gradient)
+        return y
 
 
 @breaks("log-determinant", r"returned one of torch\.float32, expected torch\.float64 or a wider")

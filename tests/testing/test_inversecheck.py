@@ -343,6 +343,23 @@ def test_the_tolerance_decides():
     assert inversecheck(Drifts(), images(dtype=torch.float32))
 
 
+@pytest.mark.parametrize(("side", "expected"), [(2, 1), (200, 3)])
+def test_small_states_are_run_on_one_thread(side, expected):
+    class Counts(Keep):
+        def forward(self, x):
+            found.add(torch.get_num_threads())
+            return x
+
+    found, before = set(), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert inversecheck(Counts(), images(1, 2, side, side), laws="inverse undoes forward")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert found == {expected}
+
+
 # --- what the caller got wrong
 
 
