@@ -120,7 +120,8 @@ def untraced(found: Survey, devices: list[torch.device], block: Any) -> Iterator
     with nullcontext() if compiling else lock:
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
-        originals = [(part._buffers, dict(part._buffers)) for part in found.with_buffers]
+        parts = found.with_buffers if compiling else found.modules
+        originals = [(part._buffers, dict(part._buffers)) for part in parts]
         copies: dict[int, Tensor] = {}
         for place, buffers in originals:
             for name, buffer in buffers.items():
