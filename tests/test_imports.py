@@ -22,8 +22,8 @@ PARTS = [
 ]
 # And within the engine.
 ENGINE = [
-    *("settings", "plan", "plans", "circumstances", "replay", "samples", "comparison"),
-    *("operations", "frame", "norms", "drift", "constants", "chain", "run"),
+    *("settings", "plan", "plans", "ambient", "circumstances", "contexts", "replay", "samples"),
+    *("comparison", "operations", "frame", "norms", "drift", "constants", "chain", "run"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

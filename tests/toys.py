@@ -340,6 +340,30 @@ def assert_same_gradients(
         torch.testing.assert_close(found, results[0], rtol=tolerance, atol=tolerance)
 
 
+def assert_as_without(
+    make: Callable[[], InvertibleModule | nn.Module],
+    train: Callable[[Any, Tensor], Tensor],
+    tolerance: float = 1e-9,
+) -> None:
+    """Couplings of some sub-networks train with checkpoint as they do without.
+
+    ``train`` returns the loss of a network and an input. Compared are gradients of the parameters
+    that there were before, of the input, all that is in the state dict, and the next random number.
+    """
+    results = []
+    for network in both(lambda: InvertibleSequential(Split(), *couplings(3, make), Merge())):
+        network.double()
+        torch.manual_seed(1)
+        x = images(5, 8).requires_grad_()
+        parameters = [*network.parameters(), x]
+        train(network, x).backward()
+        results.append(([p.grad for p in parameters], network.state_dict(), torch.rand(3)))
+    found, expected = results[1], results[0]
+    assert found[0][-1] is not None
+    torch.testing.assert_close(found[:2], expected[:2], rtol=tolerance, atol=tolerance)
+    assert torch.equal(found[2], expected[2])
+
+
 # --- memory
 
 

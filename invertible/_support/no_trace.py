@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +11,62 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .generators import accelerators, get_rng_states, set_rng_states
+from .generators import (
+    RNGStates,
+    Watch,
+    accelerators,
+    can_watch,
+    forget_drawing,
+    get_rng_states,
+    note_drawing,
+    same_rng_states,
+    seen_to_draw,
+    set_rng_states,
+    was_just_seeded,
+)
 from .survey import Survey, survey
+
+
+class _Turns(threading.local):
+    """Whether this thread holds the lock, once for each block that it is in."""
+
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+
+
+class _Lock:
+    """A lock that may be taken again by its thread, and by threads that this one waits for.
+
+    A sub-network may run parts of itself in threads, and these may invert something.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._turns = _Turns()
+        self._owner = 0
+
+    def __enter__(self) -> None:
+        held = self._lock.acquire(blocking=False) or self._wait()
+        if held:
+            self._owner = threading.get_ident()
+        self._turns.held.append(held)
+
+    def __exit__(self, *_: object) -> None:
+        if self._turns.held.pop():
+            self._lock.release()
+
+    def _wait(self) -> bool:
+        """Returns whether the lock is held at last; it need not be if its owner waits, too."""
+        while not self._lock.acquire(timeout=0.01):
+            frame = sys._current_frames().get(self._owner)
+            if frame is not None and frame.f_code.co_filename == threading.__file__:
+                return False
+        return True
+
 
 # Buffers and the default generators belong to the whole process: whoever swaps them out for
 # a while holds this lock, so that two threads inverting one network cannot mix them up.
-lock = threading.RLock()
+lock = _Lock()
 
 
 def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
@@ -42,24 +93,31 @@ def no_trace(module: nn.Module, state: Any) -> AbstractContextManager[None]:
         >>> norm.num_batches_tracked.item()
         0
     """
-    return untraced(survey(module), accelerators(state), generators=True)
+    block: Any = ()
+    if not torch.compiler.is_compiling():
+        caller = sys._getframe(1)  # whose block may draw by itself
+        block = caller.f_code, caller.f_lineno
+    return untraced(survey(module), accelerators(state), block)
 
 
 def inverting(f: nn.Module, state: Any) -> AbstractContextManager[None]:
     """As :func:`no_trace`, for nothing but a call of ``f``: generators rest where it can't draw."""
     found = survey(f)
-    return untraced(found, accelerators(state) if found.may_draw else [], found.may_draw)
+    return untraced(found, accelerators(state) if found.may_draw else [], None)
 
 
 @contextmanager
-def untraced(found: Survey, devices: list[torch.device], generators: bool) -> Iterator[None]:
-    """Swaps a module's buffers for copies, and puts them and the generators back afterwards."""
+def untraced(found: Survey, devices: list[torch.device], block: Any) -> Iterator[None]:
+    """Swaps a module's buffers for copies, and puts them and the generators back afterwards.
+
+    ``block`` stands for the code inside, if that may draw by itself.
+    """
     compiling = torch.compiler.is_compiling()
+    draws = found.may_draw or block is not None
     if compiling and not any(part.training for part in found.modules):
-        generators = False  # the compiler can't take them, and in eval mode next to nothing draws
+        draws = False  # the compiler can't take them, and in eval mode next to nothing draws
     # Nor does it take locks; what it makes swaps nothing when it runs.
     with nullcontext() if compiling else lock:
-        rng_states = get_rng_states(devices) if generators else None
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
         parts = found.with_buffers if compiling else found.modules
@@ -69,12 +127,62 @@ def untraced(found: Survey, devices: list[torch.device], generators: bool) -> It
             for name, buffer in buffers.items():
                 if buffer is not None:
                     place[name] = copies.setdefault(id(buffer), buffer.detach().clone())
+        own = [(generator, generator.get_state()) for generator in found.generators]
         try:
-            yield
+            with _rewound(found, devices, block) if draws else nullcontext():
+                yield
         finally:
             put_back(originals)
-            if rng_states is not None:
-                set_rng_states(devices, rng_states)
+            for generator, state in own:
+                generator.set_state(state)
+
+
+@contextmanager
+def _rewound(found: Survey, devices: list[torch.device], block: Any) -> Iterator[None]:
+    """Puts the default generators back if something inside drew, and not another thread."""
+    module, key = found.modules[0], (found.modes, block)
+    alone = threading.active_count() == 1
+    draws = alone or found.may_be_compiled or not can_watch() or seen_to_draw(module, key)
+    before = get_rng_states(devices)
+    if draws is None:
+        at_first: list[RNGStates] = []
+
+        def remember() -> None:
+            now = get_rng_states(devices)
+            # What seeds the generators itself has done so by then.
+            at_first.append(before if was_just_seeded(now) else now)
+
+        watch = Watch(remember)
+        try:
+            with watch:
+                yield
+        finally:
+            note_drawing(module, key, watch.drew)
+            if watch.drew:
+                _put_generators_back(devices, at_first[0])
+        return
+    try:
+        yield
+    finally:
+        if not same_rng_states(before, get_rng_states(devices)):
+            if draws:
+                _put_generators_back(devices, before)
+            else:  # another thread, or for the first time
+                forget_drawing(module, key)
+
+
+def _put_generators_back(devices: list[torch.device], states: RNGStates) -> None:
+    set_rng_states(devices, states)
+    rewound.count += 1
+
+
+class _Rewound(threading.local):
+    """How often this thread put back generators because something without a trace drew."""
+
+    count = 0
+
+
+rewound = _Rewound()
 
 
 Places = list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]]

@@ -11,9 +11,11 @@ from torch import Tensor
 from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
 from ..state import Context, State, streams_of, tensors, version
+from .ambient import Ambient
 from .circumstances import Autocast, autocast_settings
 from .comparison import Comparison
 from .constants import Constants
+from .contexts import KeptContext
 from .drift import current_drift
 from .frame import Frame
 from .plan import Step
@@ -70,8 +72,10 @@ class Chain:
     def __init__(
         self, context: Context, *, exact: bool = False, has_constants: bool = False
     ) -> None:
-        self._context = Kept(context)
-        self._context_devices = accelerators(context)
+        self._context = context
+        self._kept_context = KeptContext(context)
+        self._context_devices = accelerators(self._kept_context.tensors)
+        self._ambient = Ambient()
         # As they are while the run goes on, for the devices that are named.
         self._autocast: tuple[list[torch.device], Autocast] = [], autocast_settings([])
         self._rng: RNGStates | None = None
@@ -117,6 +121,7 @@ class Chain:
         for number, stream in self._live.values():
             self._kept.setdefault(number, Kept(stream.detach()))
         self._live.clear()
+        self._context = None
 
     def _record_frame(
         self, step: Step, x: State, streams: Sequence[Tensor]
@@ -126,20 +131,25 @@ class Chain:
         with lock:
             thread.inside_layer = True
             try:
-                context = self._context.value
+                context = self._context if step.conditional else None
+                kept = self._keep_context() if step.conditional else None
                 autocast = self._autocast[1]
-                frame = Frame(
-                    step, streams, context, devices, autocast, self._rng, self._comparison
-                )
+                frame = Frame(step, streams, kept, devices, autocast, self._rng, self._comparison)
                 if self._drift:
                     self._drift.remember(frame, x)
-                y, log_det, saved = frame.record(x, self._fill)
+                y, log_det, saved = frame.record(x, context, self._fill)
                 if self._drift:
                     self._drift.ran(frame)
             finally:
                 thread.inside_layer = False
         self._rng = frame.circumstances.rng
         return frame, y, log_det, saved
+
+    def _keep_context(self) -> KeptContext:
+        """The context as it is now: a layer before may have changed a list or a dict."""
+        if not isinstance(self._context, Tensor):
+            self._kept_context = KeptContext(self._context)
+        return self._kept_context
 
     def _devices_of(self, step: Step, streams: Sequence[Tensor]) -> list[torch.device]:
         """The accelerators that a layer may use, and autocast's settings for them."""
@@ -199,19 +209,12 @@ class Chain:
         if self._filled is not None and self._filled is not frame:
             self._filled.forget()
             self._drop_spent()
-        if self._context.changed():
-            raise RuntimeError("the context was changed in place between forward and backward.")
         self._comparison.begin([kept.value for n, kept in self._kept.items() if self._is_end(n)])
         before = thread.inside_layer, thread.rebuilding
         thread.inside_layer = thread.rebuilding = True
         try:
-            if all(number in self._kept for number in frame.inputs):
-                x = frame.restart(self._state(frame.inputs, frame.takes_tuple))
-            else:
-                self._require(frame.outputs)
-                y = self._state(frame.outputs, frame.returns_tuple)
-                self._comparison.see(frame.outputs, streams_of(y))
-                x = frame.rebuild(y)
+            with self._ambient.again():
+                x = self._rebuild(frame)
         except Exception as error:
             error.add_note(f"While {frame.step.place} was rebuilt in the backward pass.")
             raise
@@ -220,6 +223,14 @@ class Chain:
         self._arrive(frame, x)
         self._filled = frame
         self._comparison.finish()
+
+    def _rebuild(self, frame: Frame) -> Any:
+        if all(number in self._kept for number in frame.inputs):
+            return frame.restart(self._state(frame.inputs, frame.takes_tuple))
+        self._require(frame.outputs)
+        y = self._state(frame.outputs, frame.returns_tuple)
+        self._comparison.see(frame.outputs, streams_of(y))
+        return frame.rebuild(y)
 
     def _require(self, numbers: Sequence[int]) -> None:
         """Undoes the layers that lie between some tensors and what is known."""

@@ -17,6 +17,7 @@ from .._support.no_trace import lock, no_trace
 from ..state import Context, State
 from .circumstances import Autocast, Circumstances
 from .comparison import Comparison
+from .contexts import KeptContext
 from .operations import Operations
 from .plan import Step
 from .replay import Replay, layout_of
@@ -56,7 +57,7 @@ class Frame:
         self,
         step: Step,
         streams: Sequence[Tensor],
-        context: Context,
+        context: KeptContext | None,
         devices: list[torch.device],
         autocast: Autocast,
         rng: RNGStates | None,
@@ -66,7 +67,7 @@ class Frame:
         assert found, "made for the steps that are rebuilt"
         assert settings, "likewise"
         self.step = step
-        self.context = context if step.conditional else None
+        self.context = context
         self.layouts = [layout_of(stream) for stream in streams]
         self.circumstances = Circumstances(found, devices, autocast, rng)
         # Compiled sub-networks would compile the hooks as well.
@@ -84,7 +85,7 @@ class Frame:
         self.operations = Operations(found.with_buffers) if settings.debug else None
 
     def record(
-        self, x: State, refill: Callable[[Frame], None]
+        self, x: State, context: Context, refill: Callable[[Frame], None]
     ) -> tuple[Any, Tensor | None, Sequence[Tensor]]:
         """Runs the layer, with numbers saved in place of tensors.
 
@@ -93,7 +94,7 @@ class Frame:
         Returns:
             What the layer returns, and the tensors that autograd saved.
         """
-        step, context = self.step, self.context
+        step = self.step
         # While the layer runs, all is held, as it is when it runs again: f may differentiate, too.
         self.saved, self.asked_again = [], True
         saved: list[Any] = self.saved
@@ -106,8 +107,9 @@ class Frame:
                     y, log_det = step.apply(x, context)
             else:
                 y, log_det = step.apply(x, context)
-        # Behind an inverse the generators are as before, whatever was drawn.
-        self.circumstances.close(drawing_shows=not (step.untraced or step.direction.inverted))
+        # Somebody's inverse may have put the generators back in a way of its own.
+        hides = step.direction.inverted and not (step.is_ours or step.untraced)
+        self.circumstances.close(drawing_shows=not hides)
         self.saved, self.asked_again = [], False
         self.requests = [x.numel() for x in saved]
         found = [*saved]
@@ -135,7 +137,8 @@ class Frame:
         self.saved = []
 
     def _replay(self) -> Replay:
-        return Replay(self.step, self.context, self.layouts, self.circumstances, self._returned)
+        context = self.context.again() if self.context else None
+        return Replay(self.step, context, self.layouts, self.circumstances, self._returned)
 
     def _returned(self, y: Any, log_det: Tensor | None) -> None:
         self.comparison.returned(self, y, log_det)
@@ -155,7 +158,7 @@ class Frame:
             self.circumstances.leave()
         self._require_same(found, versions)
         self.comparison.saved(self, found)
-        self.saved = [*found]
+        self.saved = self.circumstances.as_without(found)
         # The hook that holds the list is held by the graph, and this by the tensors.
         found.clear()
         return result

@@ -167,6 +167,8 @@ class Plan:
             stores_input = scope.is_anchor() or self._loses(layer, inverted)
             rebuild, found = scope.rebuild, None if is_whole else survey(layer)
             self.rebuilds = True
+            if found and found.is_lazy:  # its first run makes parameters, and may draw them
+                rebuild = None
         self.layers.append(layer)
         way = self._ways[inverted]
         return Step(layer, way, name, rebuild, stores_input, is_whole, untraced, grid, found)

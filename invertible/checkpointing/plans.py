@@ -75,12 +75,15 @@ class _Makeup:
 
     @staticmethod
     def is_enough(module: InvertibleModule) -> bool:
-        """Whether the makeup tells all; users' compositions may list other members any time."""
+        """Whether the makeup tells all; users' compositions may list other members any time.
+
+        Nor is anything kept for tensors that ``torch.func.functional_call`` lends a module.
+        """
         return all(
             type(part).__module__.startswith("invertible.")
             for part in module.modules()
             if _is_composition(part)
-        )
+        ) and all(isinstance(p, nn.Parameter) for p in module.parameters())
 
     def still_holds(self, module: InvertibleModule) -> bool:
         """Whether the module is as it was."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from toys import (
     Probe,
+    assert_as_without,
     assert_same_gradients,
     assert_same_step,
     batch_norm_net,
@@ -306,3 +307,149 @@ def test_a_changed_parameter_is_named():
         f[0].bias.mul_(2)
     with pytest.raises(RuntimeError, match=r"a parameter of layer 3 \(F\), of shape \(2,\), was"):
         found.enter(SimpleNamespace(place="layer 3 (F)"))
+
+
+# --- what is exchanged between the passes
+
+
+def linears(network):
+    return [part for part in network.modules() if isinstance(part, nn.Linear)]
+
+
+def set_data(network):
+    for part in linears(network):
+        part.weight.data = torch.randn_like(part.weight)
+
+
+def assign(network):
+    network.load_state_dict({k: v + 1 for k, v in network.state_dict().items()}, assign=True)
+
+
+def replace_parameters(network):
+    for part in linears(network):
+        part.weight = nn.Parameter(part.weight + 1)
+
+
+def replace_modules(network):
+    for part in network:
+        if isinstance(part, AdditiveCoupling):
+            part.f = nn.Linear(4, 4).double()
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [set_data, assign, replace_parameters, replace_modules, nn.Module.half, nn.Module.eval],
+)
+def test_a_layer_runs_again_with_what_it_had(exchange):
+    def train(network, x):
+        loss = network(x).sin().sum()
+        exchange(network)
+        return loss
+
+    assert_as_without(lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Tanh()), train)
+
+
+def test_lent_parameters_are_those_that_are_used():
+    def train(network, x):
+        lent = {name: 2 * p for name, p in network.named_parameters()}
+        return torch.func.functional_call(network, lent, x).sin().sum()
+
+    assert_as_without(linear_4, train)
+
+
+def linear_4():
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+
+def both_modes(network, x):
+    y, z = network.eval()(x), network.train()(3 * x + 1)
+    return y.sin().sum() + z.sin().sum()
+
+
+def both_directions(network, x):
+    y, z = network.inverse(x), network(3 * x + 1)
+    return y.sin().sum() + z.sin().sum()
+
+
+@pytest.mark.parametrize("train", [both_modes, both_directions])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)),
+        lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Tanh()),
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout()),
+        lambda: RunningMean(True),
+        lambda: RunningMean(False),
+    ],
+)
+def test_a_step_may_run_a_network_in_two_ways(make, train):
+    assert_as_without(lambda: nn.Sequential(nn.Linear(4, 4), make()), train)
+
+
+class Writes(nn.Module):
+    """Changes its own weight when it runs in train mode."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.weight = nn.Parameter(3 * torch.randn(4, 4))
+        self.change = change
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.change(self.weight)
+        return (x @ self.weight).tanh()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.copy_(w / w.norm(dim=1, keepdim=True)),
+        lambda w: w.data.copy_(w / w.norm(dim=1, keepdim=True)),
+        lambda w: w.mul_(0.9),
+        lambda w: w.data.mul_(0.9),
+    ],
+)
+def test_a_sub_network_may_change_its_own_parameters(change):
+    def train(network, x):
+        network.eval()(x)
+        for _ in range(2):
+            network.train()(x).sum().backward()
+        return network(x).sin().sum()
+
+    assert_as_without(lambda: Writes(change), train)
+
+
+def test_lazy_parameters_are_made_once():
+    f = nn.Sequential(nn.LazyLinear(6, dtype=torch.float64), nn.Dropout(), nn.Linear(6, 4).double())
+    network = InvertibleSequential(AdditiveCoupling(f), Swap(), checkpoint=True)
+    x = pair(5, 8)
+    for _ in range(2):
+        network(x)[1].sum().backward()
+    assert f[0].weight.grad is not None
+
+
+class OwnGenerator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.generator = nn.Linear(4, 4), torch.Generator().manual_seed(3)
+
+    def __deepcopy__(self, _):
+        twin = OwnGenerator()
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def forward(self, x):
+        return self.f(x) * torch.rand(4, generator=self.generator)
+
+
+def test_a_generator_that_a_module_holds_is_rewound():
+    assert_as_without(OwnGenerator, both_directions)
+
+
+def test_a_large_buffer_that_changed_in_place_is_an_error():
+    network = body(1, Table, checkpoint=True)
+    loss = network(images().requires_grad_()).sum()
+    network.get_submodule("2.f").table.fill_(2)
+    with pytest.raises(RuntimeError, match=r"a buffer of layer 2 .* was changed in place"):
+        loss.backward()
