@@ -22,7 +22,16 @@ PARTS = [
 ]
 # And within the engine.
 ENGINE = [
-    *("settings", "plan", "plans", "circumstances", "replay", "samples", "comparison"),
+    *(
+        "settings",
+        "plan",
+        "plans",
+        "attributes",
+        "circumstances",
+        "replay",
+        "samples",
+        "comparison",
+    ),
     *("operations", "frame", "norms", "drift", "constants", "chain", "run"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))

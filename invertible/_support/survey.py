@@ -17,6 +17,7 @@ class Survey(NamedTuple):
     read_buffers: list[nn.Module]  # those of them whose results may depend on what buffers become
     parameters: list[Tensor]
     devices: list[torch.device]  # accelerators that parameters are on
+    foreign: list[nn.Module]  # those that run code of neither torch nor this library
     may_draw: bool  # random numbers
     may_be_compiled: bool
 
@@ -28,9 +29,10 @@ def survey(layer: nn.Module) -> Survey:
     read_buffers: list[nn.Module] = []
     parameters: list[Tensor] = []
     devices: dict[torch.device, None] = {}
+    foreign: list[nn.Module] = []
     # Hooks and replaced methods may do anything.
-    may_draw = bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-    may_be_compiled = False
+    all_hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    may_draw, may_be_compiled = bool(all_hooked), False
     for module in modules:  # which grows meanwhile
         own = module.__dict__
         known = _KNOWN.get(type(module)) or _is_known(type(module))
@@ -38,11 +40,14 @@ def survey(layer: nn.Module) -> Survey:
             with_buffers.append(module)
             if type(module) not in _WRITE_ONLY:
                 read_buffers.append(module)
-        if not known or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        hooked = all_hooked or own["_forward_hooks"] or own["_forward_pre_hooks"]
+        if not known or hooked:
             may_draw = True
             may_be_compiled |= "_orig_mod" in own["_modules"]  # torch.compile(module)
         if module._compiled_call_impl is not None or "forward" in own:
-            may_draw = may_be_compiled = True
+            may_draw = may_be_compiled = hooked = True
+        if hooked or not (known or type(module).__module__.startswith("torch.nn.modules.")):
+            foreign.append(module)
         for parameter in own["_parameters"].values():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -54,7 +59,14 @@ def survey(layer: nn.Module) -> Survey:
                 seen.add(id(child))
                 modules.append(child)
     return Survey(
-        modules, with_buffers, read_buffers, parameters, list(devices), may_draw, may_be_compiled
+        modules,
+        with_buffers,
+        read_buffers,
+        parameters,
+        list(devices),
+        foreign,
+        may_draw,
+        may_be_compiled,
     )
 
 

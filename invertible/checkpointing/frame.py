@@ -15,11 +15,12 @@ from .._support.compiling import uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import Context, State
+from .attributes import kept_tensors
 from .circumstances import Autocast, Circumstances
 from .comparison import Comparison
 from .operations import Operations
 from .plan import Step
-from .replay import Replay, layout_of
+from .replay import GONE, Replay, layout_of
 from .settings import RebuildError
 
 
@@ -31,8 +32,11 @@ class Frame:
         "circumstances",
         "comparison",
         "context",
+        "differentiates",
+        "foreign",
         "hook",
         "inputs",
+        "is_running",
         "layouts",
         "log_det",
         "operations",
@@ -76,6 +80,9 @@ class Frame:
         self.requests: list[int] = []
         self.saved: list[Tensor | None] = []
         self.asked_again = False
+        self.is_running = False
+        self.differentiates = False  # while it runs, which code of users may do
+        self.foreign = found.foreign
         self.comparison = comparison
         self.tolerance = settings.tolerance
         # Samples of activations, with their places in the requests, and of the log-determinant.
@@ -95,7 +102,7 @@ class Frame:
         """
         step, context = self.step, self.context
         # While the layer runs, all is held, as it is when it runs again: f may differentiate, too.
-        self.saved, self.asked_again = [], True
+        self.saved, self.is_running = [], True
         saved: list[Any] = self.saved
         note = self.operations.note if self.operations else None
         pack = self.hook(_request, saved, note)
@@ -108,7 +115,7 @@ class Frame:
                 y, log_det = step.apply(x, context)
         # Behind an inverse the generators are as before, whatever was drawn.
         self.circumstances.close(drawing_shows=not (step.untraced or step.direction.inverted))
-        self.saved, self.asked_again = [], False
+        self.saved, self.is_running = [], False
         self.requests = [x.numel() for x in saved]
         found = [*saved]
         saved.clear()  # the graph holds the hooks, and they hold this
@@ -124,18 +131,26 @@ class Frame:
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
-        self.circumstances.enter(self.step)
-        try:
-            return self._replay().undo(y)
-        finally:
-            self.circumstances.leave()
+        with kept_tensors(self.foreign):
+            self.circumstances.enter(self.step)
+            try:
+                return self._replay().undo(y)
+            finally:
+                self.circumstances.leave()
 
     def forget(self) -> None:
         """Frees the saved tensors."""
         self.saved = []
 
     def _replay(self) -> Replay:
-        return Replay(self.step, self.context, self.layouts, self.circumstances, self._returned)
+        return Replay(
+            self.step,
+            self.context,
+            self.layouts,
+            self.circumstances,
+            self._returned,
+            self.differentiates,
+        )
 
     def _returned(self, y: Any, log_det: Tensor | None) -> None:
         self.comparison.returned(self, y, log_det)
@@ -144,11 +159,13 @@ class Frame:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
+        collect = self.hook(_collect, found, versions)
         self.circumstances.enter(self.step)
         try:
             with (
+                kept_tensors(self.foreign),
                 torch.enable_grad(),
-                saved_tensors_hooks(self.hook(_collect, found, versions), _refuse),
+                saved_tensors_hooks(collect, self.hook(_look_up, found, self.step.place)),
             ):
                 result = run(given, self._replay())
         finally:
@@ -199,6 +216,9 @@ def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tenso
     """
     saved = frame.saved
     tensor = saved[number] if saved else None
+    if tensor is not None and frame.is_running:
+        frame.differentiates = True
+        return tensor
     if tensor is None:
         frame.asked_again = bool(saved)
         with lock:  # another thread may be at it
@@ -211,13 +231,17 @@ def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tenso
     return tensor
 
 
-def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> None:
+def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> int:
     found.append(tensor)
     versions.append(tensor._version)
+    return len(found) - 1
 
 
-def _refuse(_: None) -> Tensor:
-    raise AssertionError("the graph of a rebuilt layer is never used")
+def _look_up(found: list[Tensor], place: str, number: int) -> Tensor:
+    """A tensor that a layer asks for while it runs again, since it differentiates within itself."""
+    if not found:
+        raise RuntimeError(GONE.format(place=place))
+    return found[number]
 
 
 _nothing = nullcontext()
