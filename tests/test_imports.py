@@ -22,17 +22,8 @@ PARTS = [
 ]
 # And within the engine.
 ENGINE = [
-    *(
-        "settings",
-        "plan",
-        "plans",
-        "attributes",
-        "circumstances",
-        "replay",
-        "samples",
-        "comparison",
-    ),
-    *("operations", "frame", "norms", "drift", "constants", "chain", "run"),
+    *("settings", "plan", "plans", "attributes", "circumstances", "replay", "samples"),
+    *("comparison", "operations", "frame", "norms", "drift", "constants", "chain", "hooks", "run"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

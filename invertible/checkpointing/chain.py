@@ -90,8 +90,13 @@ class Chain:
         self._drift = current_drift()
         self._constants = Constants() if has_constants else None
 
-    def record(self, step: Step, x: State) -> tuple[Any, Tensor | None]:
-        """Runs the next layer."""
+    @property
+    def context(self) -> Context:
+        """What conditional layers take."""
+        return self._context.value
+
+    def record(self, step: Step, x: State, context: Context = None) -> tuple[Any, Tensor | None]:
+        """Runs the next layer, with the run's context if it is given none of its own."""
         streams = x if isinstance(x, tuple) else (x,)
         from_outside = len(self._consumers)
         inputs = self._numbers(streams)
@@ -101,7 +106,8 @@ class Chain:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
         if not step.moves_only:
-            frame, y, log_det, saved = self._record_frame(step, x, streams)
+            context = self.context if context is None else context
+            frame, y, log_det, saved = self._record_frame(step, x, streams, context)
             frame.takes_tuple = isinstance(x, tuple)
             self._connect(frame, streams, inputs, y)
             if self._drift is None:  # which compares all there is, and is asked for numbers
@@ -119,14 +125,13 @@ class Chain:
         self._live.clear()
 
     def _record_frame(
-        self, step: Step, x: State, streams: Sequence[Tensor]
+        self, step: Step, x: State, streams: Sequence[Tensor], context: Context
     ) -> tuple[Frame, Any, Tensor | None, Sequence[Tensor]]:
         devices = self._devices_of(step, streams)
         # A composition inside a sub-network is rebuilt with it.
         with lock:
             thread.inside_layer = True
             try:
-                context = self._context.value
                 autocast = self._autocast[1]
                 frame = Frame(
                     step, streams, context, devices, autocast, self._rng, self._comparison

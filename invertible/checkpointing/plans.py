@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from ..direction import Direction
 from ..module import InvertibleModule
-from .plan import Plan
+from .plan import Plan, replaced_methods
 from .settings import Rebuild
 
 
@@ -53,6 +53,7 @@ class _Makeup:
         "_module",
         "_own",
         "_parts",
+        "_replaced",
         "_settings",
         "_sizes",
         "_values",
@@ -69,6 +70,11 @@ class _Makeup:
         ]
         self._values = _values(self._own)
         self._attributes = [part.__dict__ for part in self._parts]
+        self._replaced = [
+            (part.__dict__, replaced)
+            for part in self._parts
+            if isinstance(part, InvertibleModule) and (replaced := replaced_methods(part))
+        ]
         self._hooks = [part.__dict__[name] for part in everything for name in _HOOKS]
         self._sizes = self._measure(module)
         self._settings = _settings([module, *self._compositions])
@@ -91,6 +97,11 @@ class _Makeup:
             and all(map(is_, now, self._values))
             and self._measure(module) == self._sizes
             and all(map(is_, map(type, self._parts), self._kinds))
+            and all(
+                own.get(name) is method
+                for own, replaced in self._replaced
+                for name, method in replaced.items()
+            )
             and _settings([module, *self._compositions]) == self._settings
         )
 

@@ -24,6 +24,7 @@ from ..exact.ranges import enter, leave, stay_in_range
 from ..module import InvertibleModule
 from ..state import Context, State
 from .chain import Chain
+from .hooks import record_within_hooks
 from .plan import Branches, Plan, Step, Steps
 from .plans import plan_for
 from .replay import is_inside_layer
@@ -109,7 +110,8 @@ class _Follower:
                         self.chain = Chain(
                             self.context, exact=self.exact, has_constants=self.has_constants
                         )
-                    state, log_det = self.chain.record(step, state)
+                    record = record_within_hooks if step.has_hooks else Chain.record
+                    state, log_det = record(self.chain, step, state)
                 if not step.is_ours:
                     expect_returned(step.layer, state)
                 if step.grid is not None:

@@ -4,8 +4,18 @@ import copy
 
 import pytest
 import torch
-from toys import Affine, Chained, assert_same_step, body, couplings, linear, step
-from toys import body_images as images
+from toys import (
+    Affine,
+    Chained,
+    assert_same_step,
+    body,
+    body_images,
+    both,
+    couplings,
+    images,
+    linear,
+    step,
+)
 
 from invertible import (
     Inverse,
@@ -39,7 +49,7 @@ def test_compiled_sub_networks_have_the_same_gradients():
     names = list(rebuilt.state_dict())
     assert rebuilt.compile_subnetworks(backend="aot_eager") is rebuilt
     assert list(rebuilt.state_dict()) == names
-    assert_same_step(step(rebuilt, images()), step(stored, images()))
+    assert_same_step(step(rebuilt, body_images()), step(stored, body_images()))
 
 
 def test_sub_networks_are_really_compiled():
@@ -51,10 +61,10 @@ def test_sub_networks_are_really_compiled():
 
     network = body(2, checkpoint=True)
     network.compile_subnetworks(backend=backend)
-    network(images())
+    network(body_images())
     assert graphs
     twin = copy.deepcopy(network)  # a copy is not compiled, and works
-    assert_same_step(step(twin, images()), step(network, images()))
+    assert_same_step(step(twin, body_images()), step(network, body_images()))
 
 
 def test_frozen_parts_do_not_disturb_compiled_sub_networks():
@@ -65,7 +75,7 @@ def test_frozen_parts_do_not_disturb_compiled_sub_networks():
     results = []
     for network in (stored, rebuilt):
         network[2].requires_grad_(False)  # the next sub-network gets an input without grad
-        network(images()).sin().sum().backward()
+        network(body_images()).sin().sum().backward()
         results.append([p.grad for p in network.parameters() if p.requires_grad])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
@@ -73,13 +83,13 @@ def test_frozen_parts_do_not_disturb_compiled_sub_networks():
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_a_compiled_network_is_right_in_both_directions(checkpoint):
     network = body(2, checkpoint=checkpoint)
-    expected = step(copy.deepcopy(network), images())
+    expected = step(copy.deepcopy(network), body_images())
     compiled = torch.compile(network, backend="aot_eager")
-    found = step(compiled, images())
+    found = step(compiled, body_images())
     torch.testing.assert_close(found["gradients"], expected["gradients"], rtol=1e-9, atol=1e-9)
     network.eval()
     inverse = torch.compile(network.inverse, backend="aot_eager")
-    torch.testing.assert_close(inverse(compiled(images())), images())
+    torch.testing.assert_close(inverse(compiled(body_images())), body_images())
 
 
 def nest():
@@ -111,3 +121,17 @@ def test_a_network_in_training_compiles_to_one_graph():
         call(x).sin().sum().backward()
         gradients.append([p.grad.clone() for p in network.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("place", ["1", "1.0", "2"])
+def test_layers_compiled_by_themselves_have_the_gradients_of_storing(place, hooked):
+    stored, rebuilt = both(lambda: nest().double())
+    for net in (stored, rebuilt):
+        if hooked:
+            net.get_submodule(place).register_forward_hook(lambda _m, _x, y: (y[0] * 1.5 + 1, y[1]))
+    rebuilt.get_submodule(place).compile(backend="aot_eager")
+    expected = step(stored, images(5, 4))
+    for _ in range(2):
+        found = step(rebuilt, images(5, 4))
+        torch.testing.assert_close(found["gradients"], expected["gradients"], rtol=1e-9, atol=1e-9)

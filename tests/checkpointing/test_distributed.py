@@ -47,6 +47,14 @@ def fsdp(model):
     return distributed.fsdp.fully_shard(model)
 
 
+def fsdp_of_layers(model):
+    """Sharded by layers, which then have hooks."""
+    for layer in model:
+        if isinstance(layer, AdditiveCoupling):
+            distributed.fsdp.fully_shard(layer)
+    return distributed.fsdp.fully_shard(model)
+
+
 def fsdp_of_blocks(model):
     """Sharded by compositions inside the composition, which then have hooks."""
     model = type(model)(model[:2], model[2:6], model[6:], checkpoint=model.checkpoint)
@@ -84,7 +92,8 @@ def work(rank: int, port: int, wrap, folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", [ddp, pytest.param(fsdp, marks=shards), pytest.param(fsdp_of_blocks, marks=shards)]
+    "wrap",
+    [ddp, *(pytest.param(w, marks=shards) for w in (fsdp, fsdp_of_layers, fsdp_of_blocks))],
 )
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     with socket.socket() as free:
