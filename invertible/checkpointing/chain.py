@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._support.compiling import keep_out, may_compile
 from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
 from ..state import Context, State, streams_of, tensors, version
@@ -15,7 +16,7 @@ from .circumstances import Autocast, autocast_settings
 from .comparison import Comparison
 from .constants import Constants
 from .drift import current_drift
-from .frame import Frame
+from .frame import HOOKS, Frame
 from .plan import Step
 from .replay import layout_of, restored, thread
 
@@ -70,6 +71,8 @@ class Chain:
     def __init__(
         self, context: Context, *, exact: bool = False, has_constants: bool = False
     ) -> None:
+        if may_compile():
+            keep_out(*HOOKS)
         self._context = Kept(context)
         self._context_devices = accelerators(context)
         # As they are while the run goes on, for the devices that are named.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .._support.compiling import uncompiled
+from .._support.compiling import may_compile, uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import Context, State
@@ -222,13 +222,18 @@ def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tenso
     if tensor is None:
         frame.asked_again = bool(saved)
         with lock:  # another thread may be at it
-            refill(frame)
+            # A compiled training step would compile the engine as well.
+            (uncompiled(_refill) if may_compile() else _refill)(refill, frame)
             saved = frame.saved
         tensor = saved[number]
         assert tensor is not None
     if not frame.asked_again:
         saved[number] = None
     return tensor
+
+
+def _refill(refill: Callable[[Frame], None], frame: Frame) -> None:
+    refill(frame)
 
 
 def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> int:
@@ -244,6 +249,7 @@ def _look_up(found: list[Tensor], place: str, number: int) -> Tensor:
     return found[number]
 
 
+HOOKS = _request, _unpack, _collect, _look_up
 _nothing = nullcontext()
 
 

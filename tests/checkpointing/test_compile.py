@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from toys import (
     Affine,
+    AffineCoupling,
     Chained,
     assert_same_step,
     body,
@@ -121,6 +123,47 @@ def test_a_network_in_training_compiles_to_one_graph():
         call(x).sin().sum().backward()
         gradients.append([p.grad.clone() for p in network.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+class Dropped(nn.Sequential):
+    """A sub-network of one's own, with statistics and random numbers."""
+
+    def __init__(self):
+        super().__init__(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Dropout(0.3), nn.Tanh())
+
+
+@pytest.mark.parametrize("part", ["step", "loss", "backward"])
+@pytest.mark.parametrize("make", [linear, Dropped])
+def test_a_compiled_training_step_is_right(part, make):
+    def train(compiles):
+        torch.manual_seed(0)
+        layers = [Split(), *couplings(2, make), AffineCoupling(linear(out=4)), Merge()]
+        network = InvertibleSequential(*layers, checkpoint=compiles).double()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+
+        def loss_of(x):
+            return network(x).sin().square().mean()
+
+        def backward(loss):
+            loss.backward()
+            optimizer.step()
+
+        def step(x):
+            optimizer.zero_grad()
+            loss = loss_of(x)
+            backward(loss)
+            return loss
+
+        if compiles and part == "step":
+            step = torch.compile(step, backend="aot_eager")
+        elif compiles and part == "loss":
+            loss_of = torch.compile(loss_of, backend="aot_eager")
+        elif compiles:
+            backward = torch.compile(backward, backend="aot_eager")
+        losses = [step(x).item() for x in images(4, 6, 4)]
+        return losses, [*network.parameters(), *network.buffers()]
+
+    torch.testing.assert_close(train(True), train(False), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("hooked", [False, True])
