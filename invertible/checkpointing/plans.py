@@ -47,6 +47,7 @@ class _Makeup:
 
     __slots__ = (
         "_attributes",
+        "_claims",
         "_compositions",
         "_hooks",
         "_kinds",
@@ -56,6 +57,7 @@ class _Makeup:
         "_replaced",
         "_settings",
         "_sizes",
+        "_users",
         "_values",
     )
 
@@ -77,6 +79,13 @@ class _Makeup:
         ]
         self._hooks = [part.__dict__[name] for part in everything for name in _HOOKS]
         self._sizes = self._measure(module)
+        self._users = [
+            part
+            for part in self._parts
+            if isinstance(part, InvertibleModule)
+            and not type(part).__module__.startswith("invertible.")
+        ]
+        self._claims = list(map(_claims, self._users))
         self._settings = _settings([module, *self._compositions])
 
     @staticmethod
@@ -102,6 +111,7 @@ class _Makeup:
                 for own, replaced in self._replaced
                 for name, method in replaced.items()
             )
+            and list(map(_claims, self._users)) == self._claims
             and _settings([module, *self._compositions]) == self._settings
         )
 
@@ -119,6 +129,11 @@ def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
 
 def _is_composition(part: nn.Module) -> bool:
     return isinstance(part, InvertibleModule) and part.members() is not None
+
+
+def _claims(layer: InvertibleModule) -> tuple[bool, bool, bool, float | None]:
+    """What a plan takes from a layer, and what only users' layers may change."""
+    return layer.conditional, layer.moves_only, layer.bijective, layer.quantum
 
 
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
