@@ -44,7 +44,7 @@ def keep_out(*functions: Callable[..., Any]) -> None:
     from torch._dynamo.decorators import skip  # takes a second to import
 
     for function in functions:
-        skip(function)  # type: ignore[no-untyped-call]
+        skip(function)
 
 
 @cache

@@ -10,6 +10,7 @@ from toys import (
     AffineCoupling,
     Chained,
     assert_same_step,
+    batch_norm_net,
     body,
     body_images,
     both,
@@ -111,6 +112,31 @@ def test_a_network_compiles_to_one_graph(method):
         network if method == "forward" else run, backend="aot_eager", fullgraph=True
     )
     torch.testing.assert_close(compiled(x), run(x))
+
+
+def dropout_net():
+    return nn.Sequential(nn.Conv2d(2, 2, 1), nn.Dropout())
+
+
+@pytest.mark.parametrize("make", [batch_norm_net, dropout_net])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_inverse_compiles_to_one_graph(make, training):
+    torch.manual_seed(0)
+    network = InvertibleSequential(Split(), *couplings(2, make), ReversibleBlock(make(), make()))
+    network.train(training)
+    draws = training and make is not batch_norm_net  # a graph can't put generators back
+    compiled = torch.compile(network.inverse, backend="aot_eager", fullgraph=not draws)
+    y = images(5, 2, 3, 3).float(), images(5, 2, 3, 3).sin().float()
+    before = copy.deepcopy(network.state_dict())
+    found = []
+    for inverse in (network.inverse, compiled):
+        torch.manual_seed(1)
+        network.zero_grad()
+        x = inverse(y)
+        x.sin().sum().backward()
+        found.append([x, torch.rand(1), *(p.grad for p in network.parameters())])
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
 def test_a_network_in_training_compiles_to_one_graph():
