@@ -218,7 +218,7 @@ def test_hooks_that_look_on_cost_no_memory_and_no_evaluation():
         held.append(forward.held)
         (forward.result[0] * forward.result[1]).sum().backward()
         assert evaluations(net) == depth * [2]
-    assert held[1] - held[0] < 256 * 4
+    assert held[1] - held[0] < 256 * 32  # a quarter of a stream, for samples
 
 
 def test_a_single_layer_with_a_hook_is_right():
