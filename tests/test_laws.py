@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
-from registry import EXACT_LAYERS, EXPORTED, LAYERS
+from registry import EXACT_LAYERS, EXPORTED, LAYERS, QUANTUM
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import bottleneck
 
@@ -18,6 +18,7 @@ from invertible import (
     Permute,
     PixelShuffle,
     PixelUnshuffle,
+    Quantize,
     Split,
     Swap,
 )
@@ -69,7 +70,7 @@ def test_a_layer_keeps_bfloat16(name, data):
 def test_a_layer_takes_tensors_without_values(name, where, data):
     """As those who infer shapes or estimate memory do."""
     make, states = (LAYERS | EXACT_LAYERS)[name]
-    real = data.draw(states(dtypes=[torch.float32]))
+    real = Quantize(QUANTUM)(data.draw(states(dtypes=[torch.float32])))
     with torch.random.fork_rng():
         expected = make(real)(real)
     with where:
