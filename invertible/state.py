@@ -40,6 +40,12 @@ def has_values(state: Any) -> bool:
     return not any(x.is_meta or is_fake(x) for x in tensors(state))
 
 
+def gathered(x: Tensor) -> Tensor:
+    """A tensor to read values of: a distributed one is brought together from all processes."""
+    whole: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return whole
+
+
 def version(x: Tensor) -> int:
     """How often a tensor was changed in place; 0 where torch does not count."""
     try:

@@ -78,5 +78,5 @@ def with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
         old != new for size, old, new in zip(x.shape, x.stride(), stride, strict=True) if size > 1
     ]
     if any(moved):
-        x = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
-    return x.as_strided(shape, stride)
+        x = x.new_empty_strided(x.shape, stride).copy_(x)  # of the same subclass
+    return x if x.shape == shape and x.stride() == stride else x.as_strided(shape, stride)
