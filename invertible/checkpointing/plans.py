@@ -131,9 +131,10 @@ def _is_composition(part: nn.Module) -> bool:
     return isinstance(part, InvertibleModule) and part.members() is not None
 
 
-def _claims(layer: InvertibleModule) -> tuple[bool, bool, bool, float | None]:
+def _claims(layer: InvertibleModule) -> tuple[bool, bool, bool, bool, float | None]:
     """What a plan takes from a layer, and what only users' layers may change."""
-    return layer.conditional, layer.moves_only, layer.bijective, layer.quantum
+    injective, surjective = layer.injective, layer.surjective
+    return layer.conditional, layer.moves_only, injective, surjective, layer.quantum
 
 
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:
