@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .survey import survey
 
@@ -55,11 +56,11 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
 
 def _is_aligned(x: Tensor) -> bool:
     """Whether a tensor begins where a new one could; False where that isn't known."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
         return False
     try:
         return x.data_ptr() % _ALIGNMENT == 0
-    except RuntimeError:  # a fake tensor, or one under torch.func
+    except RuntimeError:  # under torch.func, for instance
         return False
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from .._support.compiling import keep_out, may_compile
 from .._support.generators import RNGStates, accelerators
 from .._support.no_trace import lock
+from ..module import InvertibleModule
 from ..state import Context, State, streams_of, tensors, version
 from .circumstances import Autocast, autocast_settings
 from .comparison import Comparison
@@ -19,6 +22,10 @@ from .drift import current_drift
 from .frame import HOOKS, Frame
 from .plan import Step
 from .replay import layout_of, restored, thread
+
+# Dtypes in which a state hardly survives its inversion, and the layers that warned of it.
+_COARSE = torch.float16, torch.bfloat16
+_warned: WeakSet[InvertibleModule] = WeakSet()
 
 
 class Kept:
@@ -91,6 +98,7 @@ class Chain:
         self._spent: list[int] = []
         self._comparison = Comparison(exact)
         self._drift = current_drift()
+        self._warned = False
         self._constants = Constants() if has_constants else None
 
     @property
@@ -109,6 +117,8 @@ class Chain:
             for number, stream in zip(inputs, streams, strict=True):
                 self._kept.setdefault(number, Kept(stream.detach()))
         if not step.moves_only:
+            if streams[0].dtype in _COARSE and not step.stores_input:
+                self._warn_of_coarse_state(step, streams[0])
             context = self.context if context is None else context
             frame, y, log_det, saved = self._record_frame(step, x, streams, context)
             frame.takes_tuple = isinstance(x, tuple)
@@ -120,6 +130,23 @@ class Chain:
         if not all(id(stream) in self._live for stream in streams_of(y)):  # as behind Swap
             self._connect(Move(step, streams), streams, inputs, y)
         return y, log_det
+
+    def _warn_of_coarse_state(self, step: Step, stream: Tensor) -> None:
+        if self._warned:
+            return
+        self._warned = True  # the first layer stands for all
+        if step.layer in _warned:
+            return
+        _warned.add(step.layer)
+        warnings.warn(
+            f"{step.place} is rebuilt from a state in {stream.dtype}, and so are those behind it: "
+            "each addition rounds to 2 or 3 digits, and inversion adds that to gradients, 0.5 to "
+            "7 % of their norm in 4 to 32 couplings. Keep the state in float32 and let only the "
+            "sub-networks compute in lower precision: put .float() behind what makes the state, "
+            "as a stem under torch.autocast does. See the guide on mixed precision.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def end(self) -> None:
         """Stores what no layer has consumed: the state behind the last."""
