@@ -19,13 +19,18 @@ def kept_tensors(modules: Sequence[nn.Module]) -> Iterator[None]:
     Those of a layer that is run again would stand for those of the forward pass, keep the rebuilt
     activations alive, and lead to no parameter below the layer.
     """
-    before = [(module.__dict__, dict(module.__dict__), _contents(module)) for module in modules]
+    before = []
+    for module in modules:
+        attributes = module.__dict__
+        values = {name: attributes[name] for name in attributes.keys() - _OWN}
+        copies = [(x, x.copy()) for x in values.values() if isinstance(x, (list, dict))]
+        before.append((attributes, values, copies))
     try:
         yield
     finally:
-        for attributes, values, contents in before:
+        for attributes, values, copies in before:
             _put_back(attributes, values)
-            for container, content in contents:
+            for container, content in copies:
                 if not _are_same(container, content) and _holds_graph(container):
                     container.clear()
                     (container.extend if isinstance(container, list) else container.update)(content)
@@ -35,14 +40,6 @@ def kept_tensors(modules: Sequence[nn.Module]) -> Iterator[None]:
 _OWN = frozenset(nn.Module().__dict__)
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [
-        (value, value.copy())
-        for name, value in module.__dict__.items()
-        if isinstance(value, list | dict) and name not in _OWN
-    ]
-
-
 def _are_same(one: Any, other: Any) -> bool:
     if isinstance(one, dict):
         one, other = [*one, *one.values()], [*other, *other.values()]
@@ -50,7 +47,8 @@ def _are_same(one: Any, other: Any) -> bool:
 
 
 def _put_back(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    for name, value in list(attributes.items()):
+    for name in attributes.keys() - _OWN:
+        value = attributes[name]
         if name not in before:
             if _holds_graph(value):
                 del attributes[name]

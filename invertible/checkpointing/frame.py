@@ -131,7 +131,7 @@ class Frame:
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
-        with kept_tensors(self.foreign):
+        with kept_tensors(self.foreign) if self.foreign else _nothing:
             self.circumstances.enter(self.step)
             try:
                 return self._replay().undo(y)
@@ -150,6 +150,7 @@ class Frame:
             self.circumstances,
             self._returned,
             self.differentiates,
+            bool(self.foreign),
         )
 
     def _returned(self, y: Any, log_det: Tensor | None) -> None:
@@ -163,9 +164,9 @@ class Frame:
         self.circumstances.enter(self.step)
         try:
             with (
-                kept_tensors(self.foreign),
+                kept_tensors(self.foreign) if self.foreign else _nothing,
                 torch.enable_grad(),
-                saved_tensors_hooks(collect, self.hook(_look_up, found, self.step.place)),
+                saved_tensors_hooks(collect, self.hook(_look_up, found, self.step)),
             ):
                 result = run(given, self._replay())
         finally:
@@ -242,10 +243,10 @@ def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> int:
     return len(found) - 1
 
 
-def _look_up(found: list[Tensor], place: str, number: int) -> Tensor:
+def _look_up(found: list[Tensor], step: Step, number: int) -> Tensor:
     """A tensor that a layer asks for while it runs again, since it differentiates within itself."""
     if not found:
-        raise RuntimeError(GONE.format(place=place))
+        raise RuntimeError(GONE.format(place=step.place))
     return found[number]
 
 

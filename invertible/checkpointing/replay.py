@@ -71,7 +71,15 @@ class Replay:
     as the layer found them when it ran. What they become meanwhile is forgotten.
     """
 
-    __slots__ = ("_circumstances", "_differentiates", "_layouts", "_returned", "_step", "context")
+    __slots__ = (
+        "_circumstances",
+        "_differentiates",
+        "_layouts",
+        "_may_keep",
+        "_returned",
+        "_step",
+        "context",
+    )
 
     context: Context
     """What a conditional layer took as its second argument."""
@@ -84,6 +92,7 @@ class Replay:
         circumstances: Circumstances,
         returned: Callable[[Any, Tensor | None], None],
         differentiates: bool,
+        may_keep: bool,
     ) -> None:
         self.context = context
         self._step = step
@@ -91,6 +100,7 @@ class Replay:
         self._circumstances = circumstances
         self._returned = returned
         self._differentiates = differentiates
+        self._may_keep = may_keep  # tensors of this run, beyond it, as code of users may
 
     @property
     def inverted(self) -> bool:
@@ -114,7 +124,9 @@ class Replay:
         """
         layout = self._layouts[stream]
         x = restored(x, layout, self._step)
-        return _requiring_grad(x) if layout[3] else x
+        if not layout[3]:
+            return x
+        return _requiring_grad(x) if self._may_keep else x.requires_grad_()
 
     def undo(self, y: State) -> Any:
         """The input from the output by the layer's other direction, without grad; restored."""
