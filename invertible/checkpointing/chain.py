@@ -266,7 +266,9 @@ class Chain:
                 waiting.pop()
                 continue
             consumer = self._consumers[number]
-            assert consumer is not None, "what nobody consumed is stored"
+            if consumer is None:  # asked for while the run goes on
+                self._store_live(number)
+                continue
             link = self._links[consumer]
             missing = [number for number in link.outputs if not self._is_known(number)]
             if missing:
@@ -274,6 +276,11 @@ class Chain:
                 continue
             self._arrive(link, link.undo(self._state(link.outputs, link.returns_tuple)))
             self._drop_spent()
+
+    def _store_live(self, number: int) -> None:
+        """Stores a tensor that no layer has consumed yet."""
+        [stream] = [stream for n, stream in self._live.values() if n == number]
+        self._kept[number] = Kept(stream.detach())
 
     def _is_end(self, number: int) -> bool:
         return self._consumers[number] is None

@@ -115,3 +115,46 @@ def test_what_is_changed_in_place_meanwhile_is_refused():
     net = InvertibleSequential(Split(), AdditiveCoupling(Function(f)), Merge(), checkpoint=True)
     with pytest.raises(RuntimeError, match="in place"):
         net(images(3, 4).requires_grad_()).sum().backward()
+
+
+def test_layers_may_be_differentiated_while_the_run_goes_on():
+    def make():
+        f = AffineCoupling(linear(out=4)), TwiceEvaluated(linear(out=4)), AdditiveCoupling(linear())
+        return InvertibleSequential(
+            Split(), *(layer for coupling in f for layer in (coupling, Swap())), Merge()
+        ).double()
+
+    found = []
+    for net in both(make):
+        start = images(5, 4).requires_grad_()
+        penalties = Penalties(start)
+        net[5].register_forward_hook(penalties)
+        y = net(start)
+        (y.sin().sum() + penalties.total).backward()
+        found.append([start.grad, *(p.grad for p in net.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+class Penalties:
+    """A hook that looks how much a layer's output depends on the input of the network."""
+
+    def __init__(self, start):
+        self.start = start
+
+    def __call__(self, _layer, _x, y):
+        slope = torch.autograd.grad(y[0].square().sum(), self.start, create_graph=True)[0]
+        self.total = slope.square().sum()
+
+
+def test_a_sub_network_that_differentiates_beyond_its_input_is_refused():
+    start = images(5, 4).requires_grad_()
+
+    def f(x):
+        return x * torch.autograd.grad(x.square().sum(), start, create_graph=True)[0].mean()
+
+    net = InvertibleSequential(
+        Split(), *network(AdditiveCoupling, Force)[1:3], AdditiveCoupling(Function(f)), Merge()
+    )
+    net.checkpoint = True
+    with pytest.raises(RuntimeError, match="layer 3"):
+        net(start).sum().backward()
