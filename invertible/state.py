@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 Pair = tuple[Tensor, Tensor]
 State = Tensor | tuple[Tensor, ...]
@@ -32,6 +33,17 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
     elif isinstance(value, dict):
         yield from tensors(list(value.values()))
+
+
+def has_values(state: Any) -> bool:
+    """Whether there is something to read: not on the meta device, nor in a fake tensor."""
+    return not any(x.is_meta or is_fake(x) for x in tensors(state))
+
+
+def gathered(x: Tensor) -> Tensor:
+    """A tensor to read values of: a distributed one is brought together from all processes."""
+    whole: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return whole
 
 
 def version(x: Tensor) -> int:

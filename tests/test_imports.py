@@ -22,8 +22,9 @@ PARTS = [
 ]
 # And within the engine.
 ENGINE = [
-    *("settings", "plan", "plans", "ambient", "circumstances", "contexts", "replay", "samples"),
-    *("comparison", "operations", "frame", "norms", "drift", "constants", "chain", "run"),
+    *("settings", "plan", "plans", "attributes", "ambient", "circumstances", "contexts", "replay"),
+    *("samples", "comparison", "operations", "frame", "norms", "drift", "constants", "chain"),
+    *("hooks", "run"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -2,22 +2,27 @@
 
 import pytest
 import torch
-from hypothesis import given, note, settings
+from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
-from registry import EXACT_LAYERS, EXPORTED, LAYERS
+from registry import EXACT_LAYERS, EXPORTED, LAYERS, QUANTUM
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import bottleneck
 
 from invertible import (
     AdditiveCoupling,
+    Composite,
+    InvertibleModule,
     InvertibleSequential,
     Merge,
     Parallel,
     Permute,
     PixelShuffle,
     PixelUnshuffle,
+    Quantize,
     Split,
     Swap,
 )
+from invertible.state import map_streams, streams_of
 from invertible.testing import inversecheck
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
@@ -56,6 +61,35 @@ def test_a_layer_keeps_bfloat16(name, data):
     x = data.draw(states(dtypes=[torch.bfloat16]))
     layer = make(x).bfloat16().eval()
     inversecheck(layer, x, tolerance=0.1, laws=["dtype and device", "inverse undoes forward"])
+
+
+@pytest.mark.parametrize("where", [torch.device("meta"), FakeTensorMode()], ids=["meta", "fake"])
+@pytest.mark.parametrize("name", LAYERS | EXACT_LAYERS)
+@settings(max_examples=2, phases=[Phase.generate])
+@given(data=st.data())
+def test_a_layer_takes_tensors_without_values(name, where, data):
+    """As those who infer shapes or estimate memory do."""
+    make, states = (LAYERS | EXACT_LAYERS)[name]
+    real = Quantize(QUANTUM)(data.draw(states(dtypes=[torch.float32])))
+    with torch.random.fork_rng():
+        expected = make(real)(real)
+    with where:
+        x = map_streams(lambda s: torch.empty_strided(s.shape, s.stride()).requires_grad_(), real)
+        layer = make(x)
+        y = layer(x)
+        assert [s.shape for s in streams_of(y)] == [s.shape for s in streams_of(expected)]
+        layer.inverse(y)
+        if has_log_det(layer):
+            layer.forward_and_log_det(x)
+        network = InvertibleSequential(layer, checkpoint=True)
+        sum(stream.sum() for stream in streams_of(network(x))).backward()
+        assert all(stream.grad.shape == stream.shape for stream in streams_of(x))
+
+
+def has_log_det(layer):
+    """Whether it defines one: nothing is computed here."""
+    own = type(layer).forward_and_log_det is not InvertibleModule.forward_and_log_det
+    return layer.volume_preserving or (own and not isinstance(layer, Composite))
 
 
 @st.composite

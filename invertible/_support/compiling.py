@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -30,6 +31,20 @@ def is_compiled(module: nn.Module) -> bool:
         or "_orig_mod" in module._modules  # torch.compile(module)
         or "forward" in module.__dict__  # module.forward = torch.compile(module.forward)
     )
+
+
+def may_compile() -> bool:
+    """Whether anything may be compiled in this process: looking costs less than to be prepared."""
+    return "torch._dynamo" in sys.modules
+
+
+@cache
+def keep_out(*functions: Callable[..., Any]) -> None:
+    """Lets functions run as they are where code around them is compiled, but not what they call."""
+    from torch._dynamo.decorators import skip  # takes a second to import
+
+    for function in functions:
+        skip(function)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .survey import survey
 
@@ -55,11 +56,11 @@ def canonical(x: Tensor, f: nn.Module) -> Tensor:
 
 def _is_aligned(x: Tensor) -> bool:
     """Whether a tensor begins where a new one could; False where that isn't known."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
         return False
     try:
         return x.data_ptr() % _ALIGNMENT == 0
-    except RuntimeError:  # a fake tensor, or one under torch.func
+    except RuntimeError:  # under torch.func, for instance
         return False
 
 
@@ -78,5 +79,5 @@ def with_strides(x: Tensor, stride: tuple[int, ...]) -> Tensor:
         old != new for size, old, new in zip(x.shape, x.stride(), stride, strict=True) if size > 1
     ]
     if any(moved):
-        x = torch.empty_strided(x.shape, stride, dtype=x.dtype, device=x.device).copy_(x)
-    return x.as_strided(shape, stride)
+        x = x.new_empty_strided(x.shape, stride).copy_(x)  # of the same subclass
+    return x if x.shape == shape and x.stride() == stride else x.as_strided(shape, stride)

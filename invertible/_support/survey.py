@@ -28,6 +28,7 @@ class Survey(NamedTuple):
     held_values: list[Any]  # likewise, in a row
     devices: list[torch.device]  # accelerators that parameters are on
     generators: list[torch.Generator]  # that modules hold as attributes
+    foreign: list[nn.Module]  # those that run code of neither torch nor this library
     may_draw: bool  # random numbers
     may_write: bool  # to its own parameters when it runs
     may_be_compiled: bool
@@ -63,17 +64,19 @@ def survey(layer: nn.Module) -> Survey:
     places: list[dict[str, Any]] = []
     devices: dict[torch.device, None] = {}
     generators: list[torch.Generator] = []
+    foreign: list[nn.Module] = []
     may_be_compiled = lazy = False
     # Hooks and replaced methods may do anything.
-    may_draw = bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-    may_write = may_draw
+    all_hooked = torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    may_draw = may_write = bool(all_hooked)
     for module in modules:  # which grows meanwhile
         own, kind = module.__dict__, type(module)
         known = _KNOWN.get(kind) or _is_known(kind)
         if own["_buffers"] or not known:
             with_buffers.append(module)
             (batch_norms if kind in _WRITE_ONLY else read_buffers).append(module)
-        if not known or own["_forward_hooks"] or own["_forward_pre_hooks"]:
+        hooked = all_hooked or own["_forward_hooks"] or own["_forward_pre_hooks"]
+        if not known or hooked:
             may_draw = True
             may_write = may_write or not _is_torchs(kind)
             may_be_compiled |= "_orig_mod" in own["_modules"]  # torch.compile(module)
@@ -83,7 +86,9 @@ def survey(layer: nn.Module) -> Survey:
                 map(is_lazy, (*own["_parameters"].values(), *own["_buffers"].values()))
             )
         if module._compiled_call_impl is not None or "forward" in own:
-            may_draw = may_write = may_be_compiled = True
+            may_draw = may_write = may_be_compiled = hooked = True
+        if hooked or not (known or kind.__module__.startswith("torch.nn.modules.")):
+            foreign.append(module)
         if kind in _EMBEDDINGS and own["max_norm"] is not None:
             may_write = True
         if own["_parameters"]:
@@ -115,6 +120,7 @@ def survey(layer: nn.Module) -> Survey:
         _values(places),
         list(devices),
         generators,
+        foreign,
         may_draw,
         may_write,
         may_be_compiled,

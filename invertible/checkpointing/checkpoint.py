@@ -29,8 +29,9 @@ def reversible_checkpoint(
     the inversion.
 
     A composition, however nested, is taken apart into its layers; any other module counts as one
-    layer, all of whose activations are rebuilt at once. Without grad, and under ``torch.func``
-    transforms, where autograd allows no such hooks, it is the plain call.
+    layer, all of whose activations are rebuilt at once. Without grad it is the plain call, and
+    with a warning also under ``torch.func`` transforms, where autograd allows no such hooks, and
+    under forward-mode derivatives.
 
     Args:
         module: The module; ``Inverse(module)`` for the other direction.

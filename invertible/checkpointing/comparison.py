@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from .._support.compiling import may_compile, uncompiled
 from .plan import Step
 from .samples import checksum, distances, sample, sizes, tolerance_for
 from .settings import RebuildError
@@ -95,7 +97,9 @@ class Comparison:
         self._pairs, self._exact_pairs = [], []  # of a backward pass that failed, if any
         self._end = [x.detach().sum(dtype=_summed(x.dtype)) for x in end]
         if task != -1:
-            Variable._execution_engine.queue_callback(self.judge)
+            # A compiled training step would compile it.
+            judge = partial(uncompiled(Comparison.judge), self) if may_compile() else self.judge
+            Variable._execution_engine.queue_callback(judge)
 
     def finish(self) -> None:
         """Called when a layer is rebuilt: outside of a backward pass no end is to wait for."""

@@ -62,7 +62,7 @@ class Drift:
     def measure(self, frame: Frame, rebuilt: Any) -> None:
         """Compares the rebuilt state with the true one."""
         found, true = (
-            torch.cat([x.flatten().double() for x in tensors(state)])
+            torch.cat([_real(x).flatten().double() for x in tensors(state)])
             for state in (rebuilt, self._true[frame])
         )
         self._errors[frame] = (found - true).norm() / true.norm().clamp_min(1e-300)
@@ -119,6 +119,10 @@ class Drift:
             for row in self.near_constants
         ]
         return "\n".join([f"{'rebuilt input of':<{width}}  relative error", *lines])
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 @contextmanager

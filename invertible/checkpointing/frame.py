@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .._support.compiling import uncompiled
+from .._support.compiling import may_compile, uncompiled
 from .._support.generators import RNGStates
 from .._support.no_trace import lock, no_trace
 from ..state import Context, State
+from .attributes import kept_tensors
 from .circumstances import Autocast, Circumstances
 from .comparison import Comparison
 from .contexts import KeptContext
 from .operations import Operations
 from .plan import Step
-from .replay import Replay, layout_of
+from .replay import GONE, Replay, layout_of
 from .settings import RebuildError
 
 
@@ -32,8 +33,11 @@ class Frame:
         "circumstances",
         "comparison",
         "context",
+        "differentiates",
+        "foreign",
         "hook",
         "inputs",
+        "is_running",
         "layouts",
         "log_det",
         "operations",
@@ -77,6 +81,9 @@ class Frame:
         self.requests: list[int] = []
         self.saved: list[Tensor | None] = []
         self.asked_again = False
+        self.is_running = False
+        self.differentiates = False  # while it runs, which code of users may do
+        self.foreign = found.foreign
         self.comparison = comparison
         self.tolerance = settings.tolerance
         # Samples of activations, with their places in the requests, and of the log-determinant.
@@ -96,7 +103,7 @@ class Frame:
         """
         step = self.step
         # While the layer runs, all is held, as it is when it runs again: f may differentiate, too.
-        self.saved, self.asked_again = [], True
+        self.saved, self.is_running = [], True
         saved: list[Any] = self.saved
         note = self.operations.note if self.operations else None
         pack = self.hook(_request, saved, note)
@@ -110,7 +117,7 @@ class Frame:
         # Somebody's inverse may have put the generators back in a way of its own.
         hides = step.direction.inverted and not (step.is_ours or step.untraced)
         self.circumstances.close(drawing_shows=not hides)
-        self.saved, self.asked_again = [], False
+        self.saved, self.is_running = [], False
         self.requests = [x.numel() for x in saved]
         found = [*saved]
         saved.clear()  # the graph holds the hooks, and they hold this
@@ -126,11 +133,12 @@ class Frame:
 
     def undo(self, y: State) -> Any:
         """Rebuilds the input state only."""
-        self.circumstances.enter(self.step)
-        try:
-            return self._replay().undo(y)
-        finally:
-            self.circumstances.leave()
+        with kept_tensors(self.foreign) if self.foreign else _nothing:
+            self.circumstances.enter(self.step)
+            try:
+                return self._replay().undo(y)
+            finally:
+                self.circumstances.leave()
 
     def forget(self) -> None:
         """Frees the saved tensors."""
@@ -138,7 +146,15 @@ class Frame:
 
     def _replay(self) -> Replay:
         context = self.context.again() if self.context else None
-        return Replay(self.step, context, self.layouts, self.circumstances, self._returned)
+        return Replay(
+            self.step,
+            context,
+            self.layouts,
+            self.circumstances,
+            self._returned,
+            self.differentiates,
+            bool(self.foreign),
+        )
 
     def _returned(self, y: Any, log_det: Tensor | None) -> None:
         self.comparison.returned(self, y, log_det)
@@ -147,11 +163,13 @@ class Frame:
         """Runs the layer as before, and keeps what autograd saves meanwhile."""
         found: list[Tensor] = []
         versions: list[int] = []
+        collect = self.hook(_collect, found, versions)
         self.circumstances.enter(self.step)
         try:
             with (
+                kept_tensors(self.foreign) if self.foreign else _nothing,
                 torch.enable_grad(),
-                saved_tensors_hooks(self.hook(_collect, found, versions), _refuse),
+                saved_tensors_hooks(collect, self.hook(_look_up, found, self.step)),
             ):
                 result = run(given, self._replay())
         finally:
@@ -202,10 +220,14 @@ def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tenso
     """
     saved = frame.saved
     tensor = saved[number] if saved else None
+    if tensor is not None and frame.is_running:
+        frame.differentiates = True
+        return tensor
     if tensor is None:
         frame.asked_again = bool(saved)
         with lock:  # another thread may be at it
-            refill(frame)
+            # A compiled training step would compile the engine as well.
+            (uncompiled(_refill) if may_compile() else _refill)(refill, frame)
             saved = frame.saved
         tensor = saved[number]
         assert tensor is not None
@@ -214,15 +236,24 @@ def _unpack(frame: Frame, refill: Callable[[Frame], None], number: int) -> Tenso
     return tensor
 
 
-def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> None:
+def _refill(refill: Callable[[Frame], None], frame: Frame) -> None:
+    refill(frame)
+
+
+def _collect(found: list[Tensor], versions: list[int], tensor: Tensor) -> int:
     found.append(tensor)
     versions.append(tensor._version)
+    return len(found) - 1
 
 
-def _refuse(_: None) -> Tensor:
-    raise AssertionError("the graph of a rebuilt layer is never used")
+def _look_up(found: list[Tensor], step: Step, number: int) -> Tensor:
+    """A tensor that a layer asks for while it runs again, since it differentiates within itself."""
+    if not found:
+        raise RuntimeError(GONE.format(place=step.place))
+    return found[number]
 
 
+HOOKS = _request, _unpack, _collect, _look_up
 _nothing = nullcontext()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from .._support.survey import Survey, survey
-from ..direction import Direction, call, call_inverse, method_of
+from ..direction import Direction, method_of
 from ..exact.composed import composed
 from ..exact.grid import Grid
 from ..exact.quantize import Quantize
@@ -32,6 +32,7 @@ class Step:
     untraced: bool  # a forward within an inverse, which must leave no trace
     grid: Grid | None  # the range that its output is checked against, if any
     survey: Survey | None  # what it consists of, if it is rebuilt
+    has_hooks: bool = field(init=False)  # which run around the layer, and are not rebuilt
     conditional: bool = field(init=False)
     moves_only: bool = field(init=False)
     is_ours: bool = field(init=False)  # whose results need no check
@@ -42,14 +43,22 @@ class Step:
         layer = self.layer
         self.conditional, self.moves_only = layer.conditional, layer.moves_only
         method = method_of(self.direction)
+        hooked = has_hooks(layer) and not self.direction.inverted
+        compiled = layer._compiled_call_impl is not None and not self.direction.inverted
+        replaced = replaced_methods(layer)
+        rebuilt = self.rebuild is not None and not self.is_whole
+        self.has_hooks = (
+            rebuilt and hooked and method == "forward" and not compiled and not self.untraced
+        )
         # A call goes through hooks, and through what torch.compile made of the layer; where there
         # is nothing of the kind, it costs a few microseconds.
-        called = has_hooks(layer) or layer._compiled_call_impl is not None
-        self._method = layer if called and method == "forward" else getattr(layer, method)
-        self.is_ours = (
-            type(layer).__module__.startswith("invertible.")
-            and not called
-            and method not in layer.__dict__
+        called = method == "forward" and (hooked or compiled) and not self.has_hooks
+        self._method = layer if called else getattr(layer, method)
+        if rebuilt and (compiled or replaced or (hooked and not self.has_hooks)):
+            # Its inverse knows nothing of that, so that it runs again as it ran.
+            self.stores_input, self.moves_only = True, False
+        self.is_ours = type(layer).__module__.startswith("invertible.") and not (
+            hooked or compiled or replaced
         )
         self.hands_through = self.is_ours and layer._hands_through and not self.stores_input
 
@@ -63,8 +72,10 @@ class Step:
         return result if self.direction.log_det else (result, None)
 
     def undo(self, state: Any, context: Context) -> Any:
-        """Runs the layer the other way."""
-        return (call if self.direction.inverted else call_inverse)(self.layer, state, context)
+        """Runs the layer the other way, without hooks."""
+        layer: Any = self.layer
+        method = layer.forward if self.direction.inverted else layer.inverse
+        return method(state, context) if self.conditional else method(state)
 
 
 class Branches(NamedTuple):
@@ -192,7 +203,9 @@ class Plan:
             return False
         if not getattr(getattr(type(composite), method), "runs_members", False):
             return False
-        return method != "forward" or not has_hooks(composite)
+        return method != "forward" or not (
+            has_hooks(composite) or composite._compiled_call_impl is not None
+        )
 
 
 @dataclass
@@ -222,6 +235,15 @@ def runs_members(method: F) -> F:
     """Marks a method of a composition that does no more than run the members."""
     method.runs_members = True  # type: ignore[attr-defined]
     return method
+
+
+_METHODS = ("forward", "inverse", "forward_and_log_det", "inverse_and_log_det")
+
+
+def replaced_methods(layer: nn.Module) -> dict[str, Any]:
+    """The methods that somebody replaced in a layer itself, as wrappers do."""
+    own = layer.__dict__
+    return {name: own[name] for name in _METHODS if name in own}
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch.nn.modules import module as torch_module
 
 from ..direction import Direction
 from ..module import InvertibleModule
-from .plan import Plan
+from .plan import Plan, replaced_methods
 from .settings import Rebuild
 
 
@@ -47,14 +47,17 @@ class _Makeup:
 
     __slots__ = (
         "_attributes",
+        "_claims",
         "_compositions",
         "_hooks",
         "_kinds",
         "_module",
         "_own",
         "_parts",
+        "_replaced",
         "_settings",
         "_sizes",
+        "_users",
         "_values",
     )
 
@@ -69,8 +72,20 @@ class _Makeup:
         ]
         self._values = _values(self._own)
         self._attributes = [part.__dict__ for part in self._parts]
+        self._replaced = [
+            (part.__dict__, replaced)
+            for part in self._parts
+            if isinstance(part, InvertibleModule) and (replaced := replaced_methods(part))
+        ]
         self._hooks = [part.__dict__[name] for part in everything for name in _HOOKS]
         self._sizes = self._measure(module)
+        self._users = [
+            part
+            for part in self._parts
+            if isinstance(part, InvertibleModule)
+            and not type(part).__module__.startswith("invertible.")
+        ]
+        self._claims = list(map(_claims, self._users))
         self._settings = _settings([module, *self._compositions])
 
     @staticmethod
@@ -94,6 +109,12 @@ class _Makeup:
             and all(map(is_, now, self._values))
             and self._measure(module) == self._sizes
             and all(map(is_, map(type, self._parts), self._kinds))
+            and all(
+                own.get(name) is method
+                for own, replaced in self._replaced
+                for name, method in replaced.items()
+            )
+            and list(map(_claims, self._users)) == self._claims
             and _settings([module, *self._compositions]) == self._settings
         )
 
@@ -111,6 +132,12 @@ def _values(dictionaries: Iterable[dict[str, Any]]) -> list[Any]:
 
 def _is_composition(part: nn.Module) -> bool:
     return isinstance(part, InvertibleModule) and part.members() is not None
+
+
+def _claims(layer: InvertibleModule) -> tuple[bool, bool, bool, bool, float | None]:
+    """What a plan takes from a layer, and what only users' layers may change."""
+    injective, surjective = layer.injective, layer.surjective
+    return layer.conditional, layer.moves_only, injective, surjective, layer.quantum
 
 
 def _settings(compositions: Iterable[nn.Module]) -> list[Any]:

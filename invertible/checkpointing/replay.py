@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .._support.memory_format import with_strides
 from ..state import Context, State
@@ -36,6 +38,32 @@ def restored(x: Tensor, layout: Layout, step: Step) -> Tensor:
     return x if x.stride() == stride else with_strides(x, stride)
 
 
+# Said to those who keep tensors of a second run beyond it.
+GONE = (
+    "this tensor was made when {place} was run again to rebuild its activations, and its graph is "
+    "gone. Keep those of the forward pass only: ask is_rebuilding() before a sub-network puts a "
+    "tensor in a list."
+)
+_end_of_graph = torch._C._functions.DelayedError(GONE.format(place="a layer"), 2)
+
+
+def _requiring_grad(x: Tensor) -> Tensor:
+    """The start of a graph that does not keep it alive, as that of a leaf does."""
+    result: Tensor = _end_of_graph(torch.empty(0, requires_grad=True), x)[1]
+    return result
+
+
+@contextmanager
+def _inner_graph() -> Iterator[None]:
+    """Lets a layer differentiate while it is undone; none of that is what it saved before."""
+    with torch.enable_grad(), saved_tensors_hooks(_same, _same):
+        yield
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Replay:
     """A run of a layer that is to be repeated: see :meth:`InvertibleModule.rebuild`.
 
@@ -43,7 +71,15 @@ class Replay:
     as the layer found them when it ran. What they become meanwhile is forgotten.
     """
 
-    __slots__ = ("_circumstances", "_layouts", "_returned", "_step", "context")
+    __slots__ = (
+        "_circumstances",
+        "_differentiates",
+        "_layouts",
+        "_may_keep",
+        "_returned",
+        "_step",
+        "context",
+    )
 
     context: Context
     """What a conditional layer took as its second argument."""
@@ -55,12 +91,16 @@ class Replay:
         layouts: list[Layout],
         circumstances: Circumstances,
         returned: Callable[[Any, Tensor | None], None],
+        differentiates: bool,
+        may_keep: bool,
     ) -> None:
         self.context = context
         self._step = step
         self._layouts = layouts
         self._circumstances = circumstances
         self._returned = returned
+        self._differentiates = differentiates
+        self._may_keep = may_keep  # tensors of this run, beyond it, as code of users may
 
     @property
     def inverted(self) -> bool:
@@ -84,11 +124,13 @@ class Replay:
         """
         layout = self._layouts[stream]
         x = restored(x, layout, self._step)
-        return x.requires_grad_() if layout[3] else x
+        if not layout[3]:
+            return x
+        return _requiring_grad(x) if self._may_keep else x.requires_grad_()
 
     def undo(self, y: State) -> Any:
         """The input from the output by the layer's other direction, without grad; restored."""
-        with torch.no_grad():
+        with _inner_graph() if self._differentiates else torch.no_grad():
             x = self._step.undo(y, self.context)
         return self.restore_state(x)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .._support.checks import (
     check_contexts,
@@ -24,6 +27,7 @@ from ..exact.ranges import enter, leave, stay_in_range
 from ..module import InvertibleModule
 from ..state import Context, State
 from .chain import Chain
+from .hooks import record_within_hooks
 from .plan import Branches, Plan, Step, Steps
 from .plans import plan_for
 from .replay import is_inside_layer
@@ -40,18 +44,39 @@ def run(
     Returns:
         The state at the end, and the log-determinants of all layers if they are asked for.
     """
-    rebuilds = (
-        torch.is_grad_enabled()
-        and not is_inside_layer()
-        # Their autograd refuses hooks on saved tensors.
-        and not torch._C._are_functorch_transforms_active()
-    )
     asked = _around.rebuild
+    rebuilds = torch.is_grad_enabled() and not is_inside_layer()
+    if rebuilds and (transform := _transform_around()):
+        rebuilds = False
+        if not torch.compiler.is_compiling() and Plan(module, direction, True, asked).rebuilds:
+            _warn_of_storing(module, transform)
+    rebuilds = rebuilds and torch._C._get_tracing_state() is None  # of torch.jit.trace
     if torch.compiler.is_dynamo_compiling() and Plan(module, direction, rebuilds, asked).rebuilds:
         # A layer must run the same code when it is rebuilt, outside of the compiler's reach.
         eager: Any = torch.compiler.disable(_run_eagerly)  # type: ignore[no-untyped-call]
         return eager(module, direction, x, context, rebuilds, asked)  # type: ignore[no-any-return]
     return _run_eagerly(module, direction, x, context, rebuilds, asked)
+
+
+def _transform_around() -> str | None:
+    """What runs around, if its autograd allows no hooks on saved tensors, or asks for others."""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func"
+    return "forward-mode derivatives" if forward_ad._current_level >= 0 else None
+
+
+_told: WeakSet[InvertibleModule] = WeakSet()
+
+
+def _warn_of_storing(module: InvertibleModule, transform: str) -> None:
+    if module not in _told:
+        _told.add(module)
+        warnings.warn(
+            f"{type(module).__name__} can't rebuild activations under {transform}: it stores them, "
+            "and reversible checkpointing saves no memory there. Results are right.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _run_eagerly(
@@ -109,7 +134,8 @@ class _Follower:
                         self.chain = Chain(
                             self.context, exact=self.exact, has_constants=self.has_constants
                         )
-                    state, log_det = self.chain.record(step, state)
+                    record = record_within_hooks if step.has_hooks else Chain.record
+                    state, log_det = record(self.chain, step, state)
                 if not step.is_ours:
                     expect_returned(step.layer, state)
                 if step.grid is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._support.generators import accelerators
 from ..direction import Direction
 from ..module import InvertibleModule
-from ..state import State, map_streams, streams_of
+from ..state import State, gathered, has_values, map_streams, streams_of
 from .composed import Composed
 from .grid import HOLDING, Grid, positive_zeros
 
@@ -78,12 +78,12 @@ def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
     Waits for the device once.
     """
     streams = _numbers(state)
-    if not streams:
+    if not streams or not has_values(state):
         return
     findings = [_magnitude(x) for x in streams]
     if on_grid:
         findings += [grid.distance(x) for x in streams]
-    found = torch.stack(findings).tolist()
+    found = gathered(torch.stack(findings)).tolist()
     largest = max(found[: len(streams)], key=lambda size: (size != size, size))
     if not largest < grid.limit(streams[0].dtype):
         raise ValueError(_out_of_range(name, largest, grid, streams[0].dtype))

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from .._support.checks import FROM_FORWARD, expect_tensor
 from ..module import InvertibleModule
+from ..state import gathered, has_values
 from .streams import _rank_for
 
 
@@ -91,11 +92,11 @@ class InjectivePad(InvertibleModule):
         return y.narrow(self.dim, 0, kept)
 
     def _require_zero(self, cropped: Tensor, tolerance: float) -> None:
-        if cropped.numel() == 0:
+        if cropped.numel() == 0 or not has_values(cropped):
             return
         if not (cropped.is_floating_point() or cropped.is_complex()):
             cropped = cropped.float()  # bools have no abs, and that of int8's -128 is negative
-        largest = cropped.detach().abs().max()
+        largest = gathered(cropped.detach().abs().max())
         # Not "largest > tolerance", which NaN would pass.
         if not bool(largest <= tolerance):
             raise ValueError(

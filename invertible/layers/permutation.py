@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from .._support.checks import expect_tensor, name_of
@@ -73,7 +74,9 @@ class Permute(InvertibleModule):
         if channels < 1:
             raise ValueError(f"Permute.random takes channels of at least 1, got {channels}.")
         generator = torch.Generator().manual_seed(seed)
-        return cls(torch.randperm(channels, generator=generator).tolist(), dim)
+        with _disable_current_modes():  # a fake tensor has no values
+            order = torch.randperm(channels, generator=generator, device="cpu").tolist()
+        return cls(order, dim)
 
     @override
     def extra_repr(self) -> str:

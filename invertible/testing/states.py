@@ -143,12 +143,14 @@ def shapes(state: Any) -> Any:
 
 def magnitude(x: Tensor) -> float:
     """The largest finite absolute value."""
-    return x.double().abs().nan_to_num(posinf=0.0).max().item() if x.numel() else 0.0
+    x = x.abs().double() if x.is_complex() else x.double().abs()
+    return x.nan_to_num(posinf=0.0).max().item() if x.numel() else 0.0
 
 
 def distance(one: Tensor, other: Tensor) -> Tensor:
     """How far two tensors are apart, place by place."""
-    return (one - other).abs().double() if one.dtype.is_floating_point else (one != other).double()
+    rounds = one.dtype.is_floating_point or one.dtype.is_complex
+    return (one - other).abs().double() if rounds else (one != other).double()
 
 
 def kinds(state: State) -> set[str]:

@@ -63,7 +63,8 @@ class Subject:
         self.context = context
         self.dtype = next(tensors(x)).dtype
         self.differentiable = self.dtype.is_floating_point
-        eps = torch.finfo(self.dtype).eps if self.differentiable else 0.0
+        rounds = self.differentiable or self.dtype.is_complex
+        eps = torch.finfo(self.dtype).eps if rounds else 0.0
         self.tolerance = eps ** (2 / 3) if tolerance is None else tolerance
         self.quantum = layer.quantum
         self.x = rounded(detached(x), self.quantum)

@@ -1,8 +1,12 @@
 """Autograd's features work as they do without reversible checkpointing."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from toys import (
     Counting,
     Function,
@@ -156,13 +160,70 @@ def test_without_grad_nothing_is_recorded():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # in torch's own jacfwd
-def test_function_transforms_get_the_plain_call():
+def test_function_transforms_get_the_plain_call_and_say_so_once():
     network = body(2).eval()
     x = images(1)
     expected = torch.autograd.functional.jacobian(network, x)
     network.checkpoint = True
-    torch.testing.assert_close(torch.func.jacrev(network)(x), expected)
-    torch.testing.assert_close(torch.func.jacfwd(network)(x), expected)
+    with pytest.warns(UserWarning, match="InvertibleSequential can't rebuild .* torch.func"):
+        torch.testing.assert_close(torch.func.jacrev(network)(x), expected)
+    torch.testing.assert_close(torch.func.jacfwd(network)(x), expected)  # warnings are errors
+
+
+@pytest.mark.parametrize("transform", ["grad", "vjp", "vmap", "jvp"])
+def test_a_function_transform_has_the_results_of_storing(transform):
+    found = []
+    for network in both(lambda: body(2).eval()):
+        parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+        def loss(parameters, x, network=network):
+            return functional_call(network, parameters, (x,)).sin().sum()
+
+        with pytest.warns(UserWarning, match="func") if network.checkpoint else nullcontext():
+            x = images(2)
+            if transform == "grad":
+                result = torch.func.grad(loss)(parameters, x)
+            elif transform == "vjp":
+                result = torch.func.vjp(loss, parameters, x)[1](torch.ones((), dtype=x.dtype))
+            elif transform == "vmap":
+                each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+                result = each(parameters, x.unsqueeze(1))
+            else:
+                result = torch.func.jvp(loss, (parameters, x), (parameters, x.sin()))
+        found.append(result)
+    torch.testing.assert_close(*found)
+
+
+def test_no_transform_warns_where_nothing_is_to_be_rebuilt():
+    network = body(2).eval()
+    torch.func.jacrev(network)(images(1))
+    network.checkpoint = True
+    with torch.no_grad():
+        torch.func.vmap(network)(images(2).unsqueeze(1))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_forward_mode_derivatives_are_those_of_storing():
+    found = []
+    for network in both(lambda: body(2).eval()):
+        with (
+            pytest.warns(UserWarning, match="forward-mode") if network.checkpoint else nullcontext()
+        ):
+            with forward_ad.dual_level():
+                y = network(forward_ad.make_dual(images(), images().sin()))
+                tangent = forward_ad.unpack_dual(y).tangent
+                tangent.square().sum().backward()
+            found.append([tangent, *(p.grad for p in network.parameters())])
+            with forward_ad.dual_level():
+                network(images())  # says it once
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python", "ignore:.torch.jit.trace")
+def test_a_network_is_traced_as_without_checkpoint():
+    network = body(2, checkpoint=True).eval()
+    traced = torch.jit.trace(network, images(), check_trace=True)
+    assert torch.equal(traced(images()), network(images()))
 
 
 def test_a_custom_function_may_ask_again_for_what_it_saved():

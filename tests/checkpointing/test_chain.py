@@ -4,17 +4,20 @@ import weakref
 
 import pytest
 import torch
-from toys import AffineCoupling, Counting, Keep, evaluations, linear, pair
+from torch import nn
+from toys import AffineCoupling, Counting, Function, Keep, evaluations, linear, pair
 
 from invertible import (
     AdditiveCoupling,
     Inverse,
     InvertibleModule,
     InvertibleSequential,
+    Merge,
     OnStreams,
     Parallel,
     Permute,
     Rebuild,
+    Split,
     Swap,
 )
 from invertible.checkpointing.chain import Chain
@@ -182,3 +185,40 @@ def test_a_retained_graph_is_served_in_any_order(method):
     for i in (4, 0, 2, 2, 3, 1, 0):
         found = torch.autograd.grad(loss, groups[i], retain_graph=True)
         torch.testing.assert_close(found, every[size * i : size * (i + 1)])
+
+
+# --- states in low precision
+
+
+def coarse_network(stem=None):
+    layers = [Split(), AdditiveCoupling(linear(8)), Swap(), AdditiveCoupling(linear(8)), Merge()]
+    body = InvertibleSequential(*layers, checkpoint=True)
+    return nn.Sequential(nn.Linear(16, 16), stem or nn.Identity(), body)
+
+
+def test_a_state_that_a_stem_under_autocast_made_is_warned_of_once():
+    network = coarse_network()
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.warns(UserWarning, match=r"layer 1 .*torch.bfloat16.*put \.float\(\)") as found:
+            network(torch.randn(4, 16)).sum().backward()
+        assert len(found) == 1
+        network(torch.randn(4, 16)).sum().backward()  # warnings are errors
+        cast = coarse_network(Function(torch.Tensor.float))
+        cast(torch.randn(4, 16)).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_state_in_low_precision_is_warned_of_where_it_is_rebuilt(dtype):
+    x = torch.randn(4, 16, dtype=dtype)
+    network = coarse_network()[2].to(dtype)
+    with torch.no_grad():
+        network(x)
+    network.checkpoint = False
+    network(x)
+    network.checkpoint = Rebuild(anchor_every=1)
+    network(x)
+    moves = InvertibleSequential(Split(), Swap(), Merge(), checkpoint=True)
+    moves(x.requires_grad_()).sum().backward()
+    network.checkpoint = True
+    with pytest.warns(UserWarning, match="mixed precision"):
+        network(x)

@@ -9,11 +9,26 @@ import pytest
 import torch
 import torch.distributed.fsdp
 from torch import distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import (
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.nn.parallel import DistributedDataParallel
 from toys import body
 from toys import body_images as images
 
-from invertible import AdditiveCoupling
+from invertible import (
+    AdditiveCoupling,
+    InvertibleSequential,
+    Merge,
+    Permute,
+    Quantize,
+    Split,
+    Swap,
+)
 
 pytestmark = pytest.mark.skipif(
     not distributed.is_available() or sys.platform == "win32", reason="needs gloo"
@@ -44,6 +59,14 @@ def fsdp(model):
     for layer in model:
         if isinstance(layer, AdditiveCoupling):
             distributed.fsdp.fully_shard(layer.f)
+    return distributed.fsdp.fully_shard(model)
+
+
+def fsdp_of_layers(model):
+    """Sharded by layers, which then have hooks."""
+    for layer in model:
+        if isinstance(layer, AdditiveCoupling):
+            distributed.fsdp.fully_shard(layer)
     return distributed.fsdp.fully_shard(model)
 
 
@@ -83,8 +106,69 @@ def work(rank: int, port: int, wrap, folder: str) -> None:
         distributed.destroy_process_group()
 
 
+q = 2**-20
+
+
+def of_linears(quantum=None, **options):
+    torch.manual_seed(0)
+    first = [Quantize(quantum)] if quantum else [Permute.random(8, seed=0)]
+    layers = (
+        layer for _ in range(2) for layer in (AdditiveCoupling(mlp(), quantum=quantum), Swap())
+    )
+    return InvertibleSequential(*first, Split(), *layers, Merge(), **options).double()
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+
+
+def tokens():
+    return torch.randn(4, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+PLACEMENTS = {"batch": Shard(0), "channels": Shard(1), "space": Shard(2), "copies": Replicate()}
+
+
+def work_on_dtensors(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        results = {}
+        for name, placement in PLACEMENTS.items():
+            for quantum in (None, q):
+                model = of_linears(quantum, checkpoint=True)
+                distribute_module(model, mesh)
+                y = model(distribute_tensor(tokens(), mesh, [placement]))
+                y.sin().mean().backward()
+                model.inverse(y.detach())
+                results[name, quantum] = [whole(p.grad) for p in model.parameters()]
+        if rank == 0:
+            torch.save(results, Path(folder) / "gradients.pt")
+        distributed.barrier()
+    finally:
+        gc.collect()
+        distributed.destroy_process_group()
+
+
+@shards
+def test_distributed_tensors_have_the_gradients_of_one_process(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work_on_dtensors, args=(port, str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for (_, quantum), gradients_of_two in found.items():
+        expected = gradients(of_linears(quantum), tokens())
+        torch.testing.assert_close(gradients_of_two, expected, rtol=1e-5, atol=1e-7)
+    assert len(found) == 2 * len(PLACEMENTS)
+
+
 @pytest.mark.parametrize(
-    "wrap", [ddp, pytest.param(fsdp, marks=shards), pytest.param(fsdp_of_blocks, marks=shards)]
+    "wrap",
+    [ddp, *(pytest.param(w, marks=shards) for w in (fsdp, fsdp_of_layers, fsdp_of_blocks))],
 )
 def test_two_processes_have_the_gradients_of_one(wrap, tmp_path):
     with socket.socket() as free:

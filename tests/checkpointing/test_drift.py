@@ -8,6 +8,7 @@ from toys import body_images as images
 
 from invertible import (
     AdditiveCoupling,
+    InvertibleModule,
     InvertibleSequential,
     Merge,
     Parallel,
@@ -17,6 +18,7 @@ from invertible import (
     measure_drift,
     reversible_checkpoint,
 )
+from invertible.testing import InversecheckError, inversecheck
 
 
 def test_drift_is_measured_for_every_rebuilt_layer():
@@ -135,3 +137,35 @@ def test_anchors_in_a_nest_have_the_gradients_of_ordinary_training():
         network(Rebuild(anchor_every=1), Rebuild(anchor_every=3)),
     ]
     assert_same_gradients(networks, lambda net: net(pair(6, 4))[0].sin().sum())
+
+
+class Turned(InvertibleModule):
+    """A complex factor, and an inverse that is off by an imaginary number."""
+
+    def __init__(self, off: complex):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(8, dtype=torch.complex128))
+        self.off = off
+
+    def forward(self, x):
+        return x * self.factor
+
+    def inverse(self, y):
+        return y / self.factor + self.off
+
+
+@pytest.mark.parametrize("off", [0j, 0.5j, 0.5, -0.3 + 0.4j])
+def test_drift_of_complex_states_has_both_parts(off):
+    network = InvertibleSequential(Turned(off), Turned(off), checkpoint=True)
+    x = torch.ones(4, 8, dtype=torch.complex128)
+    with measure_drift(bound=2) as drift:
+        network(x).abs().mean().backward()
+    assert [row.error for row in drift.rows] == pytest.approx([2 * abs(off), abs(off)])
+
+
+@pytest.mark.parametrize("off", [0.5j, 1e-4j])
+def test_an_imaginary_error_is_no_inverse(off):
+    x = torch.complex(torch.randn(4, 8), torch.randn(4, 8)).to(torch.complex128)
+    inversecheck(Turned(0), x)
+    with pytest.raises(InversecheckError, match="inverse undoes forward"):
+        inversecheck(Turned(off), x)

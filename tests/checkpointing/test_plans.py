@@ -12,10 +12,13 @@ from toys import (
     Chained,
     Double,
     Keep,
+    assert_same_step,
+    both,
     copied_in_both_ways,
     images,
     linear,
     pair,
+    step,
 )
 
 from invertible import (
@@ -86,6 +89,48 @@ def test_a_plan_is_made_anew_when_something_changed(name):
     after = plan_of(module)
     assert after is not before
     assert plan_of(module) is after
+
+
+class Changing(Double):
+    """A layer whose claims about itself are settings."""
+
+    factor, takes_context, is_bijective, only_moves, q = 2.0, False, True, False, None
+    conditional = property(lambda self: self.takes_context)
+    bijective = property(lambda self: self.is_bijective)
+    moves_only = property(lambda self: self.only_moves)
+    quantum = property(lambda self: self.q)
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__.update(takes_context=False, is_bijective=True, only_moves=False, q=None)
+
+    def forward(self, x, context=None):
+        return x if self.only_moves else self.factor * x + (0 if context is None else context)
+
+    def inverse(self, y, context=None):
+        return y if self.only_moves else (y - (0 if context is None else context)) / self.factor
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("takes_context", True), ("only_moves", True), ("is_bijective", False), ("q", 0.5)],
+)
+def test_a_layer_of_ones_own_may_change_what_it_claims(name, value):
+    module = InvertibleSequential(Affine(), Changing(), checkpoint=True)
+    before = plan_of(module)
+    setattr(module[1], name, value)
+    assert plan_of(module) is not before
+
+
+def test_a_layer_that_takes_a_context_from_now_on_gets_it():
+    stored, rebuilt = both(lambda: InvertibleSequential(Affine(), Changing(), Affine()).double())
+    assert_same_step(step(rebuilt, images(3, 4)), step(stored, images(3, 4)))
+    stored[1].takes_context = rebuilt[1].takes_context = True
+    context = images(3, 4).exp()
+    assert_same_step(step(rebuilt, images(3, 4), context), step(stored, images(3, 4), context))
+    for net in (stored, rebuilt):
+        net[1].takes_context, net[1].only_moves = False, True
+    assert_same_step(step(rebuilt, images(3, 4)), step(stored, images(3, 4)))
 
 
 def test_taking_a_hook_away_is_seen():
