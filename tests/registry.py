@@ -11,6 +11,10 @@ from toys import block, bottleneck
 import invertible
 from invertible import (
     AdditiveCoupling,
+    Affine,
+    AffineCoupling,
+    Coupling,
+    ElementwiseMap,
     Flatten,
     HaarWavelet,
     Identity,
@@ -26,8 +30,12 @@ from invertible import (
     PixelShuffle,
     PixelUnshuffle,
     Quantize,
+    RationalQuadraticSpline,
     Reshape,
     ReversibleBlock,
+    ScaledShift,
+    Shift,
+    SplineCoupling,
     Split,
     State,
     Swap,
@@ -72,6 +80,17 @@ def coupling(x: State, quantum: float | None = None) -> AdditiveCoupling:
     return AdditiveCoupling(bottleneck(x[1].shape[1], dropout=0.3), quantum=quantum)
 
 
+def parameters_for(bijection: ElementwiseMap, x: State) -> nn.Module:
+    """A sub-network from the second stream of a pair to a map's parameters for the first."""
+    channels, count = x[0].shape[1], bijection.parameters_per_value
+    return nn.Sequential(bottleneck(channels), nn.Conv2d(channels, count * channels, 1))
+
+
+def mapped(bijection: ElementwiseMap) -> Case:
+    """A coupling of pairs with a map."""
+    return Case(lambda x: Coupling(parameters_for(bijection, x), bijection), pairs)
+
+
 def reversible_block(x: State, quantum: float | None = None) -> ReversibleBlock:
     f, g = (bottleneck(stream.shape[1]) for stream in (x[1], x[0]))
     return ReversibleBlock(f, g, quantum=quantum)
@@ -83,6 +102,13 @@ def sequence(x: State) -> InvertibleModule:
 
 LAYERS = {
     "AdditiveCoupling": Case(coupling, pairs),
+    "AffineCoupling": Case(lambda x: AffineCoupling(parameters_for(Affine(), x)), pairs),
+    "Coupling that shifts": mapped(Shift()),
+    "Coupling that scales and shifts": mapped(ScaledShift(-0.7, learned=True)),
+    "Coupling as in Glow": mapped(Affine("glow", shift_first=True)),
+    "Coupling as in Jet": mapped(Affine("jet")),
+    "Coupling as in IRN": mapped(Affine("irn")),
+    "Coupling on a circle": mapped(RationalQuadraticSpline(4, circular=True)),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
     "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
@@ -119,6 +145,9 @@ LAYERS = {
     "ReversibleBlock": Case(reversible_block, pairs),
     "Split": Case(lambda _: Split(), tensors),
     "Split in sizes": Case(lambda x: Split((1, x.shape[1] - 1)), tensors),
+    "SplineCoupling": Case(
+        lambda x: SplineCoupling(parameters_for(RationalQuadraticSpline(), x)), pairs
+    ),
     "Swap": Case(lambda _: Swap(), pairs),
 }
 

@@ -153,6 +153,16 @@ def expect_numbers(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor
     return x
 
 
+def expect_real(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor:
+    """:func:`expect_numbers` for a layer that computes with real numbers only."""
+    if x.is_complex():
+        raise TypeError(
+            f"{name_of(layer, inverse)} computes with real numbers, got {x.dtype}. Convert it, for "
+            "instance with torch.view_as_real."
+        )
+    return expect_numbers(layer, x, inverse=inverse)
+
+
 def _as_state(x: Any) -> str:
     """How to make a plain tuple of tensors of something like one; nothing for other things."""
     if isinstance(x, dict) and x and is_state(tuple(x.values())):

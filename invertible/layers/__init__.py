@@ -5,16 +5,28 @@ Imported by nothing in the package but its ``__init__``. Most import ``module``,
 """
 
 from .channel_pairs import PairRotation, PairScaling
-from .coupling import AdditiveCoupling, ReversibleBlock
+from .coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Coupling,
+    ReversibleBlock,
+    SplineCoupling,
+)
+from .maps import Affine, ElementwiseMap, ScaledShift, Shift
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
 from .shapes import Flatten, Identity, Reshape
+from .spline import RationalQuadraticSpline
 from .streams import Merge, Split, Swap
 from .wavelet import HaarWavelet
 
 __all__ = [
     "AdditiveCoupling",
+    "Affine",
+    "AffineCoupling",
+    "Coupling",
+    "ElementwiseMap",
     "Flatten",
     "HaarWavelet",
     "Identity",
@@ -25,8 +37,12 @@ __all__ = [
     "Permute",
     "PixelShuffle",
     "PixelUnshuffle",
+    "RationalQuadraticSpline",
     "Reshape",
     "ReversibleBlock",
+    "ScaledShift",
+    "Shift",
+    "SplineCoupling",
     "Split",
     "Swap",
 ]

@@ -1,0 +1,94 @@
+"""What all layers do that apply an elementwise map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._support.checks import describe, expect_tensor
+from .._support.memory_format import memory_format
+from ..module import InvertibleModule
+from .maps import ElementwiseMap
+from .streams import _rank_for
+from .subnetwork import name_of_f
+
+
+def expect_map(layer: InvertibleModule, bijection: Any) -> ElementwiseMap:
+    """Returns a map, and raises for anything else."""
+    if not isinstance(bijection, ElementwiseMap):
+        raise TypeError(
+            f"{type(layer).__name__} takes an elementwise map such as Affine(), got "
+            f"{describe(bijection)}. For one of your own subclass ElementwiseMap."
+        )
+    return bijection
+
+
+def expect_dim(layer: InvertibleModule, dim: int) -> int:
+    """Returns the dimension of the channels, and raises for that of the batch."""
+    if dim == 0:
+        raise ValueError(
+            f"{type(layer).__name__} cannot take dim=0, the batch; channels are dim=1, or dim=-1 "
+            "for tokens."
+        )
+    return dim
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that values of another are computed in: float32 at least."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def apply_map(
+    bijection: ElementwiseMap, x: Tensor, parameters: Tensor, inverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Maps values one way or the other, and keeps their dtype and memory format.
+
+    Log-derivatives stay wide.
+    """
+    run = bijection.inverse_and_log_det if inverse else bijection.forward_and_log_det
+    y, log_slope = run(x.to(wide(x.dtype)), parameters)
+    if x.dim() in (4, 5) and y.stride() != x.stride():
+        y = y.contiguous(memory_format=memory_format(x))
+    return y.to(x.dtype), log_slope
+
+
+def total(log_slope: Tensor, x: Tensor) -> Tensor:
+    """The log-determinant of an elementwise map, ``(N,)``, from its log-derivatives."""
+    return log_slope.expand(x.shape).sum(list(range(1, x.dim())))
+
+
+def in_blocks(
+    layer: InvertibleModule,
+    f: nn.Module,
+    bijection: ElementwiseMap,
+    found: Any,
+    x: Tensor,
+    dim: int,
+) -> Tensor:
+    """The parameters of a map for a stream, from what a sub-network returned in blocks."""
+    x = expect_tensor(layer, x, min_dim=_rank_for(dim))
+    count, channels = bijection.parameters_per_value, x.shape[dim]
+    expected = list(x.shape)
+    expected[dim] = count * channels
+    if not isinstance(found, Tensor) or list(found.shape) != expected:
+        raise ValueError(
+            f"{name_of_f(layer, f)} must return {count} x {channels} = {count * channels} channels "
+            f"along dimension {dim}, as {type(bijection).__name__} takes {count} for each of the "
+            f"stream's {channels}: a tensor of shape {tuple(expected)}, got {describe(found)}."
+        )
+    require_narrow(layer, f, found, x)
+    place = dim % x.dim()
+    shape = (*x.shape[:place], count, *x.shape[place:])
+    return found.to(wide(x.dtype)).view(shape).movedim(place, 0)
+
+
+def require_narrow(layer: InvertibleModule, f: nn.Module, found: Tensor, x: Tensor) -> None:
+    """Raises if parameters are wider than what they are computed with."""
+    dtype = wide(x.dtype)
+    if found.dtype != dtype and torch.promote_types(found.dtype, dtype) != dtype:
+        raise ValueError(
+            f"{name_of_f(layer, f)} returned {found.dtype}, which is wider than the {dtype} that a "
+            f"stream of {x.dtype} is computed in. Cast f or the state."
+        )
