@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._support.checks import describe, expect_tensor
-from .._support.memory_format import memory_format
+from .._support.checks import describe, expect_tensor, rank_for
+from .._support.memory_format import in_format_of
 from ..module import InvertibleModule
 from .maps import ElementwiseMap
-from .streams import _rank_for
 from .subnetwork import name_of_f
 
 
@@ -49,9 +48,7 @@ def apply_map(
     """
     run = bijection.inverse_and_log_det if inverse else bijection.forward_and_log_det
     y, log_slope = run(x.to(wide(x.dtype)), parameters)
-    if x.dim() in (4, 5) and y.stride() != x.stride():
-        y = y.contiguous(memory_format=memory_format(x))
-    return y.to(x.dtype), log_slope
+    return in_format_of(x, y.to(x.dtype)), log_slope
 
 
 def total(log_slope: Tensor, x: Tensor) -> Tensor:
@@ -66,9 +63,13 @@ def in_blocks(
     found: Any,
     x: Tensor,
     dim: int,
+    other: str = "",
 ) -> Tensor:
-    """The parameters of a map for a stream, from what a sub-network returned in blocks."""
-    x = expect_tensor(layer, x, min_dim=_rank_for(dim))
+    """The parameters of a map for a stream, from what a sub-network returned in blocks.
+
+    A message adds another shape that the layer takes.
+    """
+    x = expect_tensor(layer, x, min_dim=rank_for(dim))
     count, channels = bijection.parameters_per_value, x.shape[dim]
     expected = list(x.shape)
     expected[dim] = count * channels
@@ -76,12 +77,22 @@ def in_blocks(
         raise ValueError(
             f"{name_of_f(layer, f)} must return {count} x {channels} = {count * channels} channels "
             f"along dimension {dim}, as {type(bijection).__name__} takes {count} for each of the "
-            f"stream's {channels}: a tensor of shape {tuple(expected)}, got {describe(found)}."
+            f"stream's {channels}: a tensor of shape {tuple(expected)}{other}, got "
+            f"{describe(found)}."
         )
     require_narrow(layer, f, found, x)
     place = dim % x.dim()
     shape = (*x.shape[:place], count, *x.shape[place:])
     return found.to(wide(x.dtype)).view(shape).movedim(place, 0)
+
+
+def at_all_places(bijection: ElementwiseMap, found: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The parameters of a map that are the same at all places, from ``(N or 1, P C)``."""
+    count, channels = bijection.parameters_per_value, x.shape[dim]
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = len(found), channels
+    blocks = found.to(wide(x.dtype)).view(-1, count, channels).movedim(1, 0)
+    return blocks.reshape(count, *shape)
 
 
 def require_narrow(layer: InvertibleModule, f: nn.Module, found: Tensor, x: Tensor) -> None:
