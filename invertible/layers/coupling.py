@@ -14,7 +14,7 @@ from ..composition.composite import Composite
 from ..exact.grid import Grid
 from ..module import InvertibleModule, Member
 from ..state import Context, Pair
-from .mapping import apply_map, expect_dim, expect_map, in_blocks, total
+from .mapping import apply_map, expect_dim, expect_map, in_blocks, require_finite, total
 from .maps import Affine, ElementwiseMap, ScaleName
 from .spline import RationalQuadraticSpline
 from .streams import Swap
@@ -173,6 +173,7 @@ class Coupling(InvertibleModule):
         ValueError: If ``dim`` is 0; when called, if what ``f`` returns has another shape than
             :math:`(N, P\, C_1, *)`, or a wider dtype than the map computes in.
         RuntimeError: When called, if ``f`` changes its input in place.
+        OverflowError: When inverted on a CPU without grad, if values overflow or become NaN.
 
     References:
         Dinh et al., *Density Estimation using Real NVP* (2017), section 3.2,
@@ -237,6 +238,7 @@ class Coupling(InvertibleModule):
         with inverting(self.f, y):
             parameters = self._parameters_for(y1, x2, context)
         x1, _ = apply_map(self.map, y1, parameters, inverse=True)
+        require_finite(self, x1, y1)
         return x1, x2
 
     @override
@@ -251,6 +253,7 @@ class Coupling(InvertibleModule):
         with inverting(self.f, y):
             parameters = self._parameters_for(y1, x2, context)
         x1, log_slope = apply_map(self.map, y1, parameters, inverse=True)
+        require_finite(self, x1, y1)
         return (x1, x2), total(log_slope, x1)
 
     @override

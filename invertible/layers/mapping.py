@@ -51,6 +51,28 @@ def apply_map(
     return in_format_of(x, y.to(x.dtype)), log_slope
 
 
+def require_finite(layer: InvertibleModule, x: Tensor, y: Tensor) -> None:
+    """Raises if an inverse made values that are not finite of such that are.
+
+    Looking costs 10 us on a CPU. Elsewhere it would wait for the device.
+    """
+    if (
+        type(x) is Tensor
+        and x.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not x.isfinite().all()
+        and y.isfinite().all()
+    ):
+        raise OverflowError(
+            f"{type(layer).__name__}'s inverse made {int((~x.isfinite()).sum())} of {x.numel()} "
+            f"values infinite or NaN, of values up to {y.abs().max():.3g}. They were amplified "
+            "layer by layer: let f be small (begin with a last layer of zeros, decay its weights), put "
+            "ActNorm between, or compute in float64."
+        )
+
+
 def total(log_slope: Tensor, x: Tensor) -> Tensor:
     """The log-determinant of an elementwise map, ``(N,)``, from its log-derivatives."""
     return log_slope.expand(x.shape).sum(list(range(1, x.dim())))

@@ -278,6 +278,47 @@ def test_what_is_no_map_no_module_and_no_dimension_is_refused():
         Coupling(nn.Identity(), Shift(), dim=0)
 
 
+# FrEIA#38, glow-pytorch#25, normflows#67, flowtorch#85, bayesflow#253.
+def test_an_inverse_that_explodes_is_an_error_that_names_the_layer():
+    layers = []
+    for _ in range(40):
+        f = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 16))
+        for parameter in f.parameters():
+            parameter.data *= 5
+        layers += [AffineCoupling(f), Swap()]
+    network = InvertibleSequential(*layers)
+    x = torch.randn(16, 8), torch.randn(16, 8)
+    with torch.no_grad():
+        y = network(x)
+        with pytest.raises(
+            OverflowError, match=r"AffineCoupling's inverse made \d+ of 128"
+        ) as caught:
+            network.inverse(y)
+    assert re.match(r"In layer \d+ \(AffineCoupling\) of Inv", caught.value.__notes__[0])
+
+
+def test_values_that_come_in_infinite_go_out_so():
+    layer = AffineCoupling(nn.Linear(2, 4))
+    with torch.no_grad():
+        x1, _ = layer.inverse((torch.tensor([[torch.inf, 0.0]]), torch.zeros(1, 2)))
+    assert x1[0, 0] == torch.inf
+
+
+def test_many_couplings_stay_invertible_where_f_is_moderate():
+    layers = []
+    for _ in range(64):
+        f = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 16))
+        f[-1].weight.data /= 4
+        layers += [AffineCoupling(f), Swap()]
+    network = InvertibleSequential(*layers)
+    x = torch.randn(64, 8), torch.randn(64, 8)
+    with torch.no_grad():
+        y = network(x)
+        back = network.inverse(y)
+    assert max(part.abs().max() for part in y) < 1e3
+    torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
 def test_only_floating_point_numbers_are_taken(dtype):
     x = torch.ones(2, 2, dtype=dtype)

@@ -95,8 +95,8 @@ def test_it_stands_there_too_when_forward_ran_within_an_inverse():
 def test_before_the_first_batch_nothing_else_can_be_run(run, what):
     message = (
         f"ActNorm begins with the statistics of a first batch, and {what} before there was one. "
-        "Run a batch through forward in train mode, call initialise(x), load a state_dict, or make it "
-        "with initialised=True."
+        "Run a batch through forward in train mode, call initialise(x), load a state_dict, or make "
+        "it with initialised=True."
     )
     with pytest.raises(RuntimeError, match=re.escape(message)):
         run(ActNorm(3).double())
