@@ -68,8 +68,8 @@ def require_finite(layer: InvertibleModule, x: Tensor, y: Tensor) -> None:
         raise OverflowError(
             f"{type(layer).__name__}'s inverse made {int((~x.isfinite()).sum())} of {x.numel()} "
             f"values infinite or NaN, of values up to {y.abs().max():.3g}. They were amplified "
-            "layer by layer: let f be small (begin with a last layer of zeros, decay its weights), put "
-            "ActNorm between, or compute in float64."
+            "layer by layer: let f be small (begin with a last layer of zeros, decay its weights), "
+            "put ActNorm between, or compute in float64."
         )
 
 

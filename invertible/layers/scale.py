@@ -9,7 +9,6 @@ from torch import Tensor, distributed, nn
 from typing_extensions import override
 
 from .._support.checks import check_context, expect_channels
-from .._support.compiling import uncompiled
 from ..module import InvertibleModule
 from ..state import Context
 from .mapping import expect_dim, wide
@@ -185,8 +184,12 @@ class ActNorm(_PerChannel):
     @override
     def forward(self, x: Tensor) -> Tensor:
         if not self._is_initialised:
-            self._require_training()
-            uncompiled(type(self).initialise)(self, x)
+            if not self.training:
+                self._refuse("it was called in eval mode")
+            begin: Any = self.initialise
+            if torch.compiler.is_dynamo_compiling():
+                begin = torch.compiler.disable(begin)  # type: ignore[no-untyped-call]
+            begin(x)
         return self._run(x, inverse=False)
 
     @override
@@ -194,10 +197,6 @@ class ActNorm(_PerChannel):
         if not self._is_initialised:
             self._refuse("its inverse was called")
         return self._run(y, inverse=True)
-
-    def _require_training(self) -> None:
-        if not self.training:
-            self._refuse("it was called in eval mode")
 
     def _refuse(self, what: str) -> NoReturn:
         raise RuntimeError(

@@ -1,6 +1,7 @@
 """Couplings with an elementwise map: one more evaluation of f, errors, dtypes, compilers."""
 
 import copy
+import math
 import re
 
 import pytest
@@ -28,6 +29,7 @@ from invertible import (
     InvertibleSequential,
     OnStreams,
     RationalQuadraticSpline,
+    Rebuild,
     ScaledShift,
     Shift,
     SplineCoupling,
@@ -202,7 +204,9 @@ def test_states_and_gradients_are_finite_for_large_inputs_and_large_results_of_f
     head = nn.Conv2d(2, 2 * bijection.parameters_per_value, 1)
     f = nn.Sequential(nn.Tanh(), head, Function(lambda x: x * size))
     x = tuple((size * part).requires_grad_() for part in pair(dtype=torch.float32))
-    for network in both(lambda: InvertibleSequential(Coupling(f, bijection))):
+    # On a circle large values have lost the digits that are compared.
+    for checkpoint in (False, Rebuild(tolerance=math.inf)):
+        network = InvertibleSequential(Coupling(f, bijection), checkpoint=checkpoint)
         results = getattr(network, way)(x)
         state, log_det = results if "log_det" in way else (results, torch.zeros(()))
         total = sum(part.sum() for part in state) + log_det.sum()
