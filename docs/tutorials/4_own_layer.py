@@ -160,7 +160,8 @@ test_affine_keeps_the_laws()
 #
 # .. math:: y_1 = x_1 \, e^{s(x_2)} + t(x_2), \qquad y_2 = x_2
 #
-# and its inverse evaluates the sub-network as well. That must not move
+# (which the library has, but let us write it) and its inverse evaluates the
+# sub-network as well. That must not move
 # BatchNorm's running statistics a second time, nor draw from the generators that
 # dropout uses. :class:`~invertible.no_trace` sees to it:
 
