@@ -18,6 +18,7 @@ from invertible import (
     Split,
     Swap,
 )
+from invertible.state import tensors as tensors_of
 from invertible.testing import inversecheck
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
@@ -56,6 +57,34 @@ def test_a_layer_keeps_bfloat16(name, data):
     x = data.draw(states(dtypes=[torch.bfloat16]))
     layer = make(x).bfloat16().eval()
     inversecheck(layer, x, tolerance=0.1, laws=["dtype and device", "inverse undoes forward"])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "way", ["forward", "inverse", "forward_and_log_det", "inverse_and_log_det"]
+)
+@settings(max_examples=3)
+@given(data=st.data(), size=st.sampled_from([1e3, 1e6]))
+def test_values_log_determinants_and_gradients_are_finite_for_large_inputs(name, way, data, size):
+    make, states = LAYERS[name]
+    x = data.draw(states(dtypes=[torch.float32]))
+    layer = make(x).eval()
+    with torch.no_grad():
+        given = layer(x) if "inverse" in way else x
+    leaves = [(size * part / part.abs().max()).requires_grad_() for part in tensors_of(given)]
+    run = getattr(layer, way)
+    try:
+        results = run(tuple(leaves) if isinstance(given, tuple) else leaves[0])
+    except NotImplementedError:
+        return
+    outputs = [part for part in tensors_of(results) if part.requires_grad]
+    gradients = torch.autograd.grad(
+        sum(part.sum() for part in outputs),
+        [*leaves, *layer.parameters()],
+        materialize_grads=True,
+    )
+    for part in (*outputs, *gradients):
+        assert part.isfinite().all()
 
 
 @st.composite
