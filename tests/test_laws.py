@@ -87,6 +87,21 @@ def test_values_log_determinants_and_gradients_are_finite_for_large_inputs(name,
         assert part.isfinite().all()
 
 
+@pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=1)
+@given(data=st.data())
+def test_an_empty_batch_goes_through(name, data):
+    make, states = LAYERS[name]
+    x = data.draw(states())
+    layer = make(x).double().eval()
+    empty = tuple(part[:0] for part in x) if isinstance(x, tuple) else x[:0]
+    y = layer(empty)
+    torch.testing.assert_close(layer.inverse(y), empty)
+    if layer.bijective:
+        for run, state in ((layer.forward_and_log_det, empty), (layer.inverse_and_log_det, y)):
+            assert run(state)[1].shape == (0,)
+
+
 @st.composite
 def stacks(draw, x):
     """A composition that takes ``x``, made by adding layers that fit behind the last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -83,20 +83,22 @@ class InvertibleLinear(InvertibleModule):
         self.channels = channels
         self.parametrization = parametrization
         self.dim = expect_dim(self, dim)
-        reflections, _ = torch.geqrf(torch.randn(channels, channels, dtype=torch.float64))
-        dtype = torch.get_default_dtype()
+        # In float64, which some accelerators lack.
+        drawn = torch.randn(channels, channels, dtype=torch.float64, device="cpu")
+        reflections, _ = torch.geqrf(drawn)
+        kind: Any = {"dtype": torch.get_default_dtype(), "device": torch.get_default_device()}
         if parametrization == "orthogonal":
-            self.vectors = nn.Parameter(reflections.tril(-1).to(dtype))
+            self.vectors = nn.Parameter(reflections.tril(-1).to(**kind))
             return
         rotation = _product(reflections.tril(-1))
         permutation, lower, upper = torch.linalg.lu(rotation)
         diagonal = upper.diagonal()
-        self.register_buffer("permutation", permutation.argmax(1))
-        self.register_buffer("sign", diagonal.sign().to(dtype))
-        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
+        self.register_buffer("permutation", permutation.argmax(1).to(kind["device"]))
+        self.register_buffer("sign", diagonal.sign().to(**kind))
+        self.lower = nn.Parameter(lower.tril(-1).to(**kind))
+        self.upper = nn.Parameter(upper.triu(1).to(**kind))
         reach = (diagonal.abs().log() / _REACH).clamp(-0.99, 0.99)
-        self.raw_diagonal = nn.Parameter((_REACH * reach.atanh()).to(dtype))
+        self.raw_diagonal = nn.Parameter((_REACH * reach.atanh()).to(**kind))
 
     @property
     @override
@@ -158,7 +160,7 @@ class InvertibleLinear(InvertibleModule):
         dtype = wide(x.dtype)
         if self.parametrization == "orthogonal":
             return x.new_zeros(x.shape[0], dtype=dtype)
-        places = x[0].numel() // self.channels
+        places = x.shape[1:].numel() // self.channels
         return (places * self._log_diagonal().to(dtype).sum()).expand(x.shape[0])
 
     def _log_diagonal(self) -> Tensor:

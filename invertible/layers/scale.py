@@ -63,7 +63,7 @@ class _PerChannel(InvertibleModule):
         return values.to(x.dtype)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        places = x[0].numel() // self.channels
+        places = x.shape[1:].numel() // self.channels
         return (places * self.log_scale.to(wide(x.dtype)).sum()).expand(x.shape[0])
 
     def _broadcast(self, numbers: Tensor, x: Tensor) -> Tensor:
