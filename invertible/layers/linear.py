@@ -29,7 +29,7 @@ class InvertibleLinear(InvertibleModule):
     ``"plu"``
         :math:`W = P L (U + \operatorname{diag}(d))`, with a fixed permutation, a lower triangle
         with ones on the diagonal and a strict upper one, and
-        :math:`d_c = \pm \exp(7 \tanh(r_c / 7))`, which keeps its sign and stays within 0.0009 and
+        :math:`d_c = \pm \exp(7 \tanh r_c)`, which keeps its sign and stays within 0.0009 and
         1100. The determinant is the product of the diagonal.
     ``"orthogonal"``
         a product of :math:`C` Householder reflections, orthogonal for any parameters. It preserves
@@ -98,7 +98,7 @@ class InvertibleLinear(InvertibleModule):
         self.lower = nn.Parameter(lower.tril(-1).to(**kind))
         self.upper = nn.Parameter(upper.triu(1).to(**kind))
         reach = (diagonal.abs().log() / _REACH).clamp(-0.99, 0.99)
-        self.raw_diagonal = nn.Parameter((_REACH * reach.atanh()).to(**kind))
+        self.raw_diagonal = nn.Parameter(reach.atanh().to(**kind))
 
     @property
     @override
@@ -114,15 +114,14 @@ class InvertibleLinear(InvertibleModule):
         """:math:`W`, in the dtype of the parameters, float32 at least."""
         if self.parametrization == "orthogonal":
             return _product(self._wide(self.vectors))
-        lower, upper = self._factors()
-        product: Tensor = lower @ upper
-        return product[self.permutation]
+        lower, upper = self._triangles()
+        return torch.addmm(upper, lower, upper)[self.permutation]
 
     def inverse_matrix(self) -> Tensor:
         """:math:`W^{-1}`."""
         if self.parametrization == "orthogonal":
             return self.matrix().T
-        lower, upper = self._factors()
+        lower, upper = self._triangles()
         one = torch.eye(self.channels, dtype=lower.dtype, device=lower.device)
         rows: Tensor = torch.linalg.solve_triangular(lower, one, upper=False, unitriangular=True)
         rows = torch.linalg.solve_triangular(upper, rows, upper=True)
@@ -164,14 +163,13 @@ class InvertibleLinear(InvertibleModule):
         return (places * self._log_diagonal().to(dtype).sum()).expand(x.shape[0])
 
     def _log_diagonal(self) -> Tensor:
-        return _REACH * (self._wide(self.raw_diagonal) / _REACH).tanh()
+        return _REACH * self._wide(self.raw_diagonal).tanh()
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        """The triangles, each with its diagonal."""
+    def _triangles(self) -> tuple[Tensor, Tensor]:
+        """The lower one without its ones, and the upper one with its diagonal."""
         diagonal = self._wide(self.sign) * self._log_diagonal().exp()
-        upper = self._wide(self.upper).triu(1) + diagonal.diag()
-        lower = self._wide(self.lower).tril(-1)
-        return lower + torch.eye(self.channels, dtype=lower.dtype, device=lower.device), upper
+        upper = self._wide(self.upper).triu(1).diagonal_scatter(diagonal)
+        return self._wide(self.lower).tril(-1), upper
 
     def _wide(self, parameter: Tensor) -> Tensor:
         return parameter.to(wide(parameter.dtype))
