@@ -115,7 +115,8 @@ class InvertibleLinear(InvertibleModule):
         if self.parametrization == "orthogonal":
             return _product(self._wide(self.vectors))
         lower, upper = self._triangles()
-        return torch.addmm(upper, lower, upper)[self.permutation]
+        product = _out_of_autocast(lambda: torch.addmm(upper, lower, upper), upper)
+        return product[self.permutation]
 
     def inverse_matrix(self) -> Tensor:
         """:math:`W^{-1}`."""
@@ -148,12 +149,7 @@ class InvertibleLinear(InvertibleModule):
         return self.inverse(y), -self._log_det(y)
 
     def _multiply(self, matrix: Callable[[], Tensor], x: Tensor) -> Tensor:
-        """Multiplies the channels by a matrix, which is made out of autocast's reach."""
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return _over_channels(matrix(), x, self.dim)
-        return _over_channels(matrix(), x, self.dim)
+        return _out_of_autocast(lambda: _over_channels(matrix(), x, self.dim), x)
 
     def _log_det(self, x: Tensor) -> Tensor:
         dtype = wide(x.dtype)
@@ -177,6 +173,15 @@ class InvertibleLinear(InvertibleModule):
 
 # The largest logarithm of a number on the diagonal.
 _REACH = 7.0
+
+
+def _out_of_autocast(run: Callable[[], Tensor], x: Tensor) -> Tensor:
+    """What a function returns where autocast, for the device of a tensor, is off."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return run()
+    return run()
 
 
 def _product(vectors: Tensor) -> Tensor:

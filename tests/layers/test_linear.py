@@ -79,7 +79,9 @@ def test_autocast_leaves_it_in_float32(parametrization):
     with torch.autocast("cpu", torch.bfloat16):
         y, log_det = layer.forward_and_log_det(x)
         back = layer.inverse(y)
+        matrix = layer.matrix()
     assert y.dtype == log_det.dtype == back.dtype == torch.float32
+    assert torch.equal(matrix, layer.matrix())
     torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
     torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
 

@@ -376,3 +376,30 @@ def test_a_map_of_ones_own_is_all_that_a_new_coupling_needs(way):
     networks = both(lambda: InvertibleSequential(coupling(Cubic), Swap(), coupling(Cubic)).double())
     assert_same_gradients(networks, loss_of(way, inputs()))
     assert evaluations(networks[1]) == [2, 2]
+
+
+@every_map
+def test_second_derivatives_are_right(make_map):
+    layer = Coupling(nn.Linear(2, 2 * make_map().parameters_per_value), make_map()).double()
+    x = tuple(torch.randn(3, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def run(*x):
+        (y1, _), log_det = layer.forward_and_log_det(x)
+        return y1, log_det
+
+    assert torch.autograd.gradgradcheck(run, x)
+
+
+# Torch scripts something when it differentiates forward, and warns of that itself.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@every_map
+def test_transforms_of_torch_func_see_the_same_jacobian(make_map):
+    layer = Coupling(nn.Linear(2, 2 * make_map().parameters_per_value), make_map()).double()
+    x1, x2 = (torch.randn(2, dtype=torch.float64) for _ in range(2))
+
+    def first(x1):
+        return layer((x1[None], x2[None]))[0][0]
+
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        _, log_det = layer.forward_and_log_det((x1[None], x2[None]))
+        torch.testing.assert_close(transform(first)(x1).slogdet().logabsdet[None], log_det)
