@@ -79,10 +79,17 @@ def made(name):
     return layer, inputs
 
 
+def skip_what_torch_cannot(layer, way):
+    """An inverse with a sub-network needs a context manager, which older compilers can't trace."""
+    if "inverse" in way and getattr(layer, "f", None) and torch.__version__ < (2, 7):
+        pytest.skip("Dynamo takes no context manager that is a generator before torch 2.7")
+
+
 @every_layer
 @in_all_four_ways
 def test_a_layer_compiles_to_one_graph(name, way):
     layer, inputs = made(name)
+    skip_what_torch_cannot(layer, way)
     run = getattr(layer, way)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(*inputs), run(*inputs))
@@ -118,6 +125,7 @@ class Method(nn.Module):
 @in_all_four_ways
 def test_a_layer_is_exported(name, way):
     layer, inputs = made(name)
+    skip_what_torch_cannot(layer, way)
     exported = torch.export.export(Method(layer, way), inputs).module()
     torch.testing.assert_close(exported(*inputs), getattr(layer, way)(*inputs))
 
