@@ -88,6 +88,13 @@ class InvertibleModule(nn.Module, ABC):
         """Whether a conditional layer can't do without its context."""
         return self.conditional
 
+    stores_input: bool = False
+    """Whether reversible checkpointing stores what enters the layer, instead of rebuilding it.
+
+    For a layer whose inverse takes longer than its forward, or forgets digits: its input is then
+    as good as an anchor of :class:`Rebuild`, at the price of one state.
+    """
+
     @property
     def moves_only(self) -> bool:
         """Whether the layer only moves numbers, and neither computes nor draws.

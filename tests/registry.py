@@ -10,13 +10,22 @@ from toys import block, bottleneck
 
 import invertible
 from invertible import (
+    ActNorm,
     AdditiveCoupling,
+    Affine,
+    AffineCoupling,
+    CheckerboardSplit,
+    Coupling,
+    Elementwise,
+    ElementwiseMap,
     Flatten,
     HaarWavelet,
     Identity,
     InjectivePad,
     Inverse,
+    InvertibleLinear,
     InvertibleModule,
+    Logit,
     Merge,
     OnStreams,
     PairRotation,
@@ -26,11 +35,20 @@ from invertible import (
     PixelShuffle,
     PixelUnshuffle,
     Quantize,
+    RationalQuadraticSpline,
     Reshape,
     ReversibleBlock,
+    Scale,
+    ScaledShift,
+    Shift,
+    Sigmoid,
+    Softplus,
+    SplineCoupling,
     Split,
     State,
+    StripeSplit,
     Swap,
+    Tanh,
 )
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
@@ -61,6 +79,15 @@ def volumes(**options) -> st.SearchStrategy[State]:
     return tensors(image_shapes(rank=3, max_batch=1), **options)
 
 
+def moderate(**options) -> st.SearchStrategy[State]:
+    """Numbers that a sigmoid does not make the same."""
+    return tensors(**options).map(lambda x: x.clamp(-3, 3))
+
+
+def probabilities(**options) -> st.SearchStrategy[State]:
+    return moderate(**options).map(lambda x: x.sigmoid())
+
+
 def randomized(layer: InvertibleModule) -> InvertibleModule:
     """A layer that does something from the beginning."""
     for parameter in layer.parameters():
@@ -70,6 +97,22 @@ def randomized(layer: InvertibleModule) -> InvertibleModule:
 
 def coupling(x: State, quantum: float | None = None) -> AdditiveCoupling:
     return AdditiveCoupling(bottleneck(x[1].shape[1], dropout=0.3), quantum=quantum)
+
+
+def parameters_for(bijection: ElementwiseMap, x: State) -> nn.Module:
+    """A sub-network from the second stream of a pair to a map's parameters for the first."""
+    channels, count = x[0].shape[1], bijection.parameters_per_value
+    return nn.Sequential(bottleneck(channels), nn.Conv2d(channels, count * channels, 1))
+
+
+def mapped(bijection: ElementwiseMap) -> Case:
+    """A coupling of pairs with a map."""
+    return Case(lambda x: Coupling(parameters_for(bijection, x), bijection), pairs)
+
+
+def scaled_shift(x: State) -> Coupling:
+    bijection = ScaledShift(-0.7, learned=True)  # a tensor of its own, on the device of the moment
+    return Coupling(parameters_for(bijection, x), bijection)
 
 
 def reversible_block(x: State, quantum: float | None = None) -> ReversibleBlock:
@@ -82,7 +125,20 @@ def sequence(x: State) -> InvertibleModule:
 
 
 LAYERS = {
+    "ActNorm": Case(lambda x: randomized(ActNorm(x.shape[1], initialised=True)), tensors),
     "AdditiveCoupling": Case(coupling, pairs),
+    "AffineCoupling": Case(lambda x: AffineCoupling(parameters_for(Affine(), x)), pairs),
+    "CheckerboardSplit": Case(lambda _: CheckerboardSplit(), tensors),
+    "Coupling that shifts": mapped(Shift()),
+    "Coupling that scales and shifts": Case(scaled_shift, pairs),
+    "Coupling as in Glow": mapped(Affine("glow", shift_first=True)),
+    "Coupling as in Jet": mapped(Affine("jet")),
+    "Coupling as in IRN": mapped(Affine("irn")),
+    "Coupling on a circle": mapped(RationalQuadraticSpline(4, circular=True)),
+    "Elementwise": Case(lambda x: randomized(Elementwise(Affine(), channels=x.shape[1])), tensors),
+    "Elementwise spline": Case(
+        lambda x: randomized(Elementwise(RationalQuadraticSpline(), channels=x.shape[1])), tensors
+    ),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
     "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
@@ -98,7 +154,15 @@ LAYERS = {
     "InjectivePad": Case(lambda _: InjectivePad(3), tensors),
     "InjectivePad of width": Case(lambda _: InjectivePad(1, dim=-1, tolerance=1e-3), tensors),
     "Inverse": Case(lambda x: Inverse(sequence(x)), pairs),
+    "InvertibleLinear": Case(lambda x: InvertibleLinear(x.shape[1]), tensors),
+    "InvertibleLinear orthogonal": Case(
+        lambda x: InvertibleLinear(x.shape[1], "orthogonal"), tensors
+    ),
+    "InvertibleLinear of signals": Case(lambda x: InvertibleLinear(x.shape[1]), signals),
+    "InvertibleLinear of volumes": Case(lambda x: InvertibleLinear(x.shape[1]), volumes),
+    "InvertibleLinear of width": Case(lambda x: InvertibleLinear(x.shape[-1], dim=-1), tensors),
     "InvertibleSequential": Case(sequence, pairs),
+    "Logit": Case(lambda _: Logit(), probabilities),
     "Merge": Case(lambda _: Merge(), pairs),
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),
@@ -117,9 +181,18 @@ LAYERS = {
     "PixelUnshuffle of volumes": Case(lambda _: PixelUnshuffle(2), volumes),
     "Reshape": Case(lambda x: Reshape(x.shape[1:], x.shape[:0:-1]), tensors),
     "ReversibleBlock": Case(reversible_block, pairs),
+    "Scale": Case(lambda x: randomized(Scale(x.shape[1])), tensors),
+    "Sigmoid": Case(lambda _: Sigmoid(), moderate),
+    "Softplus": Case(lambda _: Softplus(), moderate),
     "Split": Case(lambda _: Split(), tensors),
     "Split in sizes": Case(lambda x: Split((1, x.shape[1] - 1)), tensors),
+    "SplineCoupling": Case(
+        lambda x: SplineCoupling(parameters_for(RationalQuadraticSpline(), x)), pairs
+    ),
+    "StripeSplit": Case(lambda _: StripeSplit(), tensors),
+    "StripeSplit of width": Case(lambda _: StripeSplit(dim=-1), tensors),
     "Swap": Case(lambda _: Swap(), pairs),
+    "Tanh": Case(lambda _: Tanh(), moderate),
 }
 
 

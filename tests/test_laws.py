@@ -23,6 +23,7 @@ from invertible import (
     Swap,
 )
 from invertible.state import map_streams, streams_of
+from invertible.state import tensors as tensors_of
 from invertible.testing import inversecheck
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
@@ -90,6 +91,49 @@ def has_log_det(layer):
     """Whether it defines one: nothing is computed here."""
     own = type(layer).forward_and_log_det is not InvertibleModule.forward_and_log_det
     return layer.volume_preserving or (own and not isinstance(layer, Composite))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "way", ["forward", "inverse", "forward_and_log_det", "inverse_and_log_det"]
+)
+@settings(max_examples=3)
+@given(data=st.data(), size=st.sampled_from([1e3, 1e6]))
+def test_values_log_determinants_and_gradients_are_finite_for_large_inputs(name, way, data, size):
+    make, states = LAYERS[name]
+    x = data.draw(states(dtypes=[torch.float32]))
+    layer = make(x).eval()
+    with torch.no_grad():
+        given = layer(x) if "inverse" in way else x
+    leaves = [(size * part / part.abs().max()).requires_grad_() for part in tensors_of(given)]
+    run = getattr(layer, way)
+    try:
+        results = run(tuple(leaves) if isinstance(given, tuple) else leaves[0])
+    except NotImplementedError:
+        return
+    outputs = [part for part in tensors_of(results) if part.requires_grad]
+    gradients = torch.autograd.grad(
+        sum(part.sum() for part in outputs),
+        [*leaves, *layer.parameters()],
+        materialize_grads=True,
+    )
+    for part in (*outputs, *gradients):
+        assert part.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=1)
+@given(data=st.data())
+def test_an_empty_batch_goes_through(name, data):
+    make, states = LAYERS[name]
+    x = data.draw(states())
+    layer = make(x).double().eval()
+    empty = tuple(part[:0] for part in x) if isinstance(x, tuple) else x[:0]
+    y = layer(empty)
+    torch.testing.assert_close(layer.inverse(y), empty)
+    if layer.bijective:
+        for run, state in ((layer.forward_and_log_det, empty), (layer.inverse_and_log_det, y)):
+            assert run(state)[1].shape == (0,)
 
 
 @st.composite

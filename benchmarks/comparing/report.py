@@ -43,7 +43,11 @@ def about(config: Any) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {
-            name: _version(name) for name in ("torch", "invertible", "memcnn", "revtorch", "revlib")
+            name: _version(name)
+            for name in (
+                *("torch", "invertible", "memcnn", "revtorch", "revlib"),
+                *("FrEIA", "nflows", "normflows", "zuko"),
+            )
         },
         "config": {name: value for name, value in asdict(config).items() if name != "out"},
     }

@@ -160,7 +160,8 @@ test_affine_keeps_the_laws()
 #
 # .. math:: y_1 = x_1 \, e^{s(x_2)} + t(x_2), \qquad y_2 = x_2
 #
-# and its inverse evaluates the sub-network as well. That must not move
+# (which the library has, but let us write it) and its inverse evaluates the
+# sub-network as well. That must not move
 # BatchNorm's running statistics a second time, nor draw from the generators that
 # dropout uses. :class:`~invertible.no_trace` sees to it:
 
@@ -277,34 +278,30 @@ torch.testing.assert_close(network.inverse(y, labels), x)
 # Every layer takes part in training :doc:`without storing activations
 # </explanation/memory>`. By default it is inverted in the backward pass, and then
 # run once more: the sub-network is evaluated twice. A coupling can do with once,
-# since the shift that takes :math:`y_1` back to :math:`x_1` is the one whose
-# gradient is wanted. The method ``rebuild`` says so, for both directions. Its
-# operations are those of ``forward``, or of ``inverse`` if ``replay.inverted``, in
-# the same order, on inputs that passed through ``replay.restore``; autograd then
-# finds saved what it had saved the first time.
+# since the parameters that take :math:`y_1` back to :math:`x_1` are those whose
+# gradient is wanted. :class:`~invertible.Coupling` does so, for any map of single
+# values, which is then all that you write. It has log-determinants too, and calls
+# ``no_trace`` itself:
+
+from invertible import Coupling, ElementwiseMap
 
 
-class FrugalCoupling(AffineCoupling):
-    def rebuild(self, y, replay):
-        y1, x2 = y
-        x2 = replay.restore(x2, 1)  # stream 1 of the input
-        log_scale, shift = self.f(x2).chunk(2, dim=1)
-        with torch.no_grad():
-            x1 = self.map(y1, log_scale, shift, not replay.inverted)
-        x1 = replay.restore(x1, 0)
-        self.map(
-            x1, log_scale, shift, replay.inverted
-        )  # autograd saves the same again
-        return x1, x2
+class ScaleAndShift(ElementwiseMap):
+    parameters_per_value = 2
 
-    @staticmethod
-    def map(x1, log_scale, shift, inverted):
-        if inverted:
-            return (x1 - shift) * (-log_scale).exp()
-        return x1 * log_scale.exp() + shift
+    def forward_and_log_det(self, x, parameters):
+        log_scale, shift = parameters
+        return x * log_scale.exp() + shift, log_scale
+
+    def inverse_and_log_det(self, y, parameters):
+        log_scale, shift = parameters
+        return (y - shift) * (-log_scale).exp(), -log_scale
 
 
 # %%
+# A layer that is no coupling overrides ``rebuild``, as :doc:`/howto/own_layer_once`
+# shows.
+#
 # See that it pays, by counting the evaluations in a training step, and that the
 # gradients are those of ordinary training:
 
@@ -320,7 +317,7 @@ def step(layer, checkpoint):
 
 expected, plain = step(AffineCoupling(f), checkpoint=False)
 _, by_default = step(AffineCoupling(f), checkpoint=True)
-found, at_once = step(FrugalCoupling(f), checkpoint=True)
+found, at_once = step(Coupling(f, ScaleAndShift()), checkpoint=True)
 torch.testing.assert_close(found, expected)
 
 # %%
@@ -344,7 +341,7 @@ axes.spines[:].set_visible(False)
 # And the laws hold as before. One of them is that rebuilding gives the gradients
 # of stored activations, in both directions:
 
-print(inversecheck(FrugalCoupling(f), pair))
+print(inversecheck(Coupling(f, ScaleAndShift()), pair))
 
 # %%
 # The laws with all their fine print are in :doc:`the contract </api/contract>`,

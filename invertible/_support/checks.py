@@ -139,6 +139,24 @@ def _are_alike(streams: tuple[Any, ...]) -> bool:
     return True
 
 
+def expect_channels(
+    layer: object, x: Any, channels: int, dim: int = 1, *, inverse: bool = False
+) -> Tensor:
+    """Returns ``x`` if it is a tensor of real numbers with so many channels, and raises if not."""
+    tensor = expect_tensor(layer, x, min_dim=rank_for(dim), inverse=inverse)
+    if tensor.shape[dim] != channels:
+        raise ValueError(
+            f"{name_of(layer, inverse)} takes {channels} channels along dimension {dim}, got "
+            f"{tensor.shape[dim]} (input shape {tuple(tensor.shape)})."
+        )
+    return expect_real(layer, tensor, inverse=inverse)
+
+
+def rank_for(dim: int) -> int:
+    """The fewest dimensions in which ``dim`` exists and is not the batch."""
+    return max(2, dim + 1 if dim > 0 else 1 - dim)
+
+
 def expect_numbers(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor:
     """Returns ``x`` if a layer can compute with it, and raises for whole numbers and bools.
 
@@ -151,6 +169,16 @@ def expect_numbers(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor
             "puts them on the grid of every quantum up to 2**-8."
         )
     return x
+
+
+def expect_real(layer: object, x: Tensor, *, inverse: bool = False) -> Tensor:
+    """:func:`expect_numbers` for a layer that computes with real numbers only."""
+    if x.is_complex():
+        raise TypeError(
+            f"{name_of(layer, inverse)} computes with real numbers, got {x.dtype}. Convert it, for "
+            "instance with torch.view_as_real."
+        )
+    return expect_numbers(layer, x, inverse=inverse)
 
 
 def _as_state(x: Any) -> str:

@@ -31,6 +31,13 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """A result in the memory format of what it was made from."""
+    if x.dim() not in (4, 5) or y.stride() == x.stride():
+        return y
+    return y.contiguous(memory_format=memory_format(x))
+
+
 def canonical(x: Tensor, f: nn.Module) -> Tensor:
     """The input of a sub-network as it would lie in memory if it were new, in ``f``'s format.
 

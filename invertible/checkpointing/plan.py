@@ -175,7 +175,7 @@ class Plan:
         untraced = self._inverted and not inverted
         rebuild, stores_input, found = None, False, None
         if scope is not None:
-            stores_input = scope.is_anchor() or self._loses(layer, inverted)
+            stores_input = scope.is_anchor() or layer.stores_input or self._loses(layer, inverted)
             rebuild, found = scope.rebuild, None if is_whole else survey(layer)
             self.rebuilds = True
             if found and found.is_lazy:  # its first run makes parameters, and may draw them

@@ -5,28 +5,59 @@ Imported by nothing in the package but its ``__init__``. Most import ``module``,
 """
 
 from .channel_pairs import PairRotation, PairScaling
-from .coupling import AdditiveCoupling, ReversibleBlock
+from .coupling import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Coupling,
+    ReversibleBlock,
+    SplineCoupling,
+)
+from .elementwise import Elementwise
+from .interleaved import CheckerboardSplit, StripeSplit
+from .linear import InvertibleLinear
+from .maps import Affine, ElementwiseMap, ScaledShift, Shift
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
+from .scale import ActNorm, Scale
 from .shapes import Flatten, Identity, Reshape
+from .spline import RationalQuadraticSpline
+from .squashing import Logit, Sigmoid, Softplus, Tanh
 from .streams import Merge, Split, Swap
 from .wavelet import HaarWavelet
 
 __all__ = [
+    "ActNorm",
     "AdditiveCoupling",
+    "Affine",
+    "AffineCoupling",
+    "CheckerboardSplit",
+    "Coupling",
+    "Elementwise",
+    "ElementwiseMap",
     "Flatten",
     "HaarWavelet",
     "Identity",
     "InjectivePad",
+    "InvertibleLinear",
+    "Logit",
     "Merge",
     "PairRotation",
     "PairScaling",
     "Permute",
     "PixelShuffle",
     "PixelUnshuffle",
+    "RationalQuadraticSpline",
     "Reshape",
     "ReversibleBlock",
+    "Scale",
+    "ScaledShift",
+    "Shift",
+    "Sigmoid",
+    "Softplus",
+    "SplineCoupling",
     "Split",
+    "StripeSplit",
     "Swap",
+    "Tanh",
 ]

@@ -6,10 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from .._support.checks import FROM_FORWARD, expect_tensor
+from .._support.checks import FROM_FORWARD, expect_tensor, rank_for
 from ..module import InvertibleModule
 from ..state import gathered, has_values
-from .streams import _rank_for
 
 
 class InjectivePad(InvertibleModule):
@@ -74,13 +73,13 @@ class InjectivePad(InvertibleModule):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        x = expect_tensor(self, x, min_dim=_rank_for(self.dim))
+        x = expect_tensor(self, x, min_dim=rank_for(self.dim))
         dims_behind = -1 - self.dim if self.dim < 0 else x.dim() - 1 - self.dim
         return F.pad(x, (0, 0) * dims_behind + (0, self.channels))
 
     @override
     def inverse(self, y: Tensor) -> Tensor:
-        y = expect_tensor(self, y, min_dim=_rank_for(self.dim), inverse=True)
+        y = expect_tensor(self, y, min_dim=rank_for(self.dim), inverse=True)
         kept = y.shape[self.dim] - self.channels
         if kept < 1:
             raise ValueError(

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
-from .._support.checks import expect_tensor, name_of
+from .._support.checks import expect_tensor, name_of, rank_for
 from .._support.memory_format import memory_format
 from ..module import InvertibleModule
-from .streams import _rank_for
 
 
 class Permute(InvertibleModule):
@@ -63,17 +62,18 @@ class Permute(InvertibleModule):
         self.dim = dim
 
     @classmethod
-    def random(cls, channels: int, *, seed: int, dim: int = 1) -> Permute:
-        """A permutation drawn uniformly, the same for the same seed.
+    def random(cls, channels: int, *, seed: int | None = None, dim: int = 1) -> Permute:
+        """A permutation drawn uniformly.
 
         Args:
             channels: :math:`C`, at least 1.
-            seed: Seed of a generator of its own; torch's is left alone.
+            seed: Seed of a generator of its own, which leaves torch's alone; None draws from
+                torch's, which ``torch.manual_seed`` seeds.
             dim: Dimension that is permuted.
         """
         if channels < 1:
             raise ValueError(f"Permute.random takes channels of at least 1, got {channels}.")
-        generator = torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
         with _disable_current_modes():  # a fake tensor has no values
             order = torch.randperm(channels, generator=generator, device="cpu").tolist()
         return cls(order, dim)
@@ -91,7 +91,7 @@ class Permute(InvertibleModule):
         return self._select(y, self.permutation.argsort(), inverse=True)
 
     def _select(self, x: Tensor, order: Tensor, inverse: bool = False) -> Tensor:
-        x = expect_tensor(self, x, min_dim=_rank_for(self.dim), inverse=inverse)
+        x = expect_tensor(self, x, min_dim=rank_for(self.dim), inverse=inverse)
         if x.shape[self.dim] != len(order):
             raise ValueError(
                 f"{name_of(self, inverse)} orders {len(order)} channels along dimension "

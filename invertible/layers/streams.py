@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from .._support.checks import expect_streams, expect_tensor, name_of
+from .._support.checks import expect_streams, expect_tensor, name_of, rank_for
 from ..module import InvertibleModule
 from ..state import Pair
 
@@ -45,7 +45,7 @@ class _Partition(InvertibleModule):
         return f"sizes={self.sizes}, dim={self.dim}"
 
     def _cut(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, ...]:
-        x = expect_tensor(self, x, min_dim=_rank_for(self.dim), inverse=inverse)
+        x = expect_tensor(self, x, min_dim=rank_for(self.dim), inverse=inverse)
         size = x.shape[self.dim]
         if self.sizes is None and size % 2:
             raise ValueError(
@@ -65,7 +65,7 @@ class _Partition(InvertibleModule):
     def _join(self, streams: tuple[Tensor, ...], inverse: bool = False) -> Tensor:
         count = 2 if self.sizes is None else len(self.sizes)
         streams = expect_streams(self, streams, count, inverse=inverse)
-        first = expect_tensor(self, streams[0], min_dim=_rank_for(self.dim), inverse=inverse)
+        first = expect_tensor(self, streams[0], min_dim=rank_for(self.dim), inverse=inverse)
         expected = self.sizes or (first.shape[self.dim],) * 2
         alike = _alike_but_for(self.dim, streams)
         found = tuple(stream.shape[self.dim] for stream in streams) if alike else None
@@ -81,11 +81,6 @@ class _Partition(InvertibleModule):
                 f"{', '.join(str(tuple(stream.shape)) for stream in streams)}. {hint}"
             )
         return torch.cat(streams, self.dim)
-
-
-def _rank_for(dim: int) -> int:
-    """The fewest dimensions in which ``dim`` exists and is not the batch."""
-    return max(2, dim + 1 if dim > 0 else 1 - dim)
 
 
 def _alike_but_for(dim: int, streams: tuple[Tensor, ...]) -> bool:

@@ -8,8 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.checks import describe
 from ..module import InvertibleModule
 from ..state import Context, version
+
+
+def expect_module(layer: InvertibleModule, f: Any) -> nn.Module:
+    """Returns ``f`` if it is a module, and raises otherwise."""
+    if not isinstance(f, nn.Module):
+        raise TypeError(
+            f"{type(layer).__name__} takes a torch.nn.Module, got {describe(f)}. A plain function "
+            "becomes one as the forward method of a module."
+        )
+    return f
 
 
 def name_of_f(layer: InvertibleModule, f: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """A plan lists the layers of a composition in running order, through all compositions in it."""
 
 import pytest
+import torch
 from torch import nn
 from toys import Affine, Chained, Double, Keep, linear
 
@@ -289,6 +290,27 @@ def test_what_is_cropped_first_is_not_stored():
     network = InvertibleSequential(Affine(), InjectivePad(1), checkpoint=True)
     found = Plan(network, INVERSE, True)
     assert [step.stores_input for step in steps_of(found)] == [False, False]
+
+
+def test_a_layer_may_ask_that_its_input_is_stored():
+    class Costly(Affine):
+        stores_input = True
+
+        def inverse(self, y):
+            raise AssertionError(f"called on {y}")
+
+    layers = Affine(), Costly(), Affine()
+    network = InvertibleSequential(*layers, checkpoint=True)
+    assert [step.stores_input for step in steps_of(Plan(network, FORWARD, True))] == [
+        False,
+        True,
+        False,
+    ]
+    gradients = []
+    for run in (network, InvertibleSequential(*layers)):
+        x = torch.ones(2, 2, requires_grad=True)
+        gradients.append(torch.autograd.grad(run(x).sin().sum(), [x, *network.parameters()]))
+    torch.testing.assert_close(*gradients)
 
 
 def test_forwards_within_an_inverse_are_told_apart():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from invertible import (
+    CheckerboardSplit,
     Flatten,
     HaarWavelet,
     Identity,
@@ -18,6 +19,7 @@ from invertible import (
     PixelUnshuffle,
     Reshape,
     Split,
+    StripeSplit,
     Swap,
 )
 from invertible.state import tensors
@@ -26,6 +28,7 @@ FLOATING = [torch.float16, torch.bfloat16, torch.complex64]
 WHOLE = [torch.uint8, torch.int8, torch.int64, torch.bool]
 
 MOVING = {
+    "CheckerboardSplit": CheckerboardSplit(),
     "Flatten": Flatten((4, 4, 4)),
     "Identity": Identity(),
     "InjectivePad": InjectivePad(2),
@@ -36,6 +39,7 @@ MOVING = {
     "PixelUnshuffle": PixelUnshuffle(2),
     "Reshape": Reshape((4, 4, 4), (8, 8)),
     "Split": Split(),
+    "StripeSplit": StripeSplit(),
     "Swap": Swap(),
 }
 COMPUTING = {

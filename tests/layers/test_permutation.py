@@ -24,6 +24,15 @@ def test_an_order_may_be_any_sequence(order):
     assert Permute(order).permutation.tolist() == [1, 0, 2]
 
 
+def test_a_random_order_without_a_seed_comes_from_torch_s_generator():
+    orders = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        orders.append(Permute.random(64).permutation.tolist())
+    assert orders[0] == orders[1] != orders[2]
+    assert Permute.random(64).permutation.tolist() != orders[2]
+
+
 def test_a_random_order_comes_from_its_seed_alone():
     state = torch.get_rng_state()
     orders = [Permute.random(64, seed=seed).permutation.tolist() for seed in (0, 0, 1)]
