@@ -46,6 +46,11 @@ from trainer.stopping import Signals, Stopped
 from trainer.training import Tally, Training
 
 PICTURE = "reconstructions.png"
+NEXT = """What next?
+  --no-checkpoint          stores the activations instead of rebuilding them: the very same numbers
+  --preset resnet-digits   trains a ResNet of the same size
+  --data DIR               trains on your own images, CIFAR-10 or ImageNet
+docs/irevnet/training.rst has more, --help all flags."""
 DUE = 1  # a checkpoint is; signals have higher numbers
 
 
@@ -287,6 +292,8 @@ def report(training: Training, folder: RunFolder, console: Console) -> None:
     else:
         console.print(f"Best test accuracy, top 1: {training.best_accuracy:.2%}")
     console.print(f"Log: {folder.path / LOG}, network: {folder.path / CHECKPOINT}")
+    if training.config.preset == "digits":
+        console.print(NEXT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

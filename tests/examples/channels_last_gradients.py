@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from experiment.settings import find_recipe
 from networks.presets import PRESETS
 
-THREE_STAGES = {"cifar10", "cifar10-small", "digits", "resnet-digits", "revnet-digits"}
+THREE_STAGES = {"cifar10", "digits", "resnet-digits", "revnet-digits"}
 # Where a last bit turns a unit of a ReLU on or off, all gradients before it are 0.02 off. Those of
 # the wrong kernels were 0.6 off and more.
 TOLERANCE = 0.1

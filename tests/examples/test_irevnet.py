@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from invertible import AdditiveCoupling
@@ -136,7 +137,7 @@ def test_a_training_step_agrees_with_the_released_code(network, golden):
         (irevnet_b, 29_201_092),
         (irevnet_b_released, 125_120_356),
         (irevnet_cifar10, 6_274_826),
-        (irevnet_cifar10_small, 1_050_982),
+        (irevnet_cifar10_small, 1_075_458),
     ],
 )
 def test_presets_have_the_published_number_of_parameters(preset, parameters):
@@ -152,9 +153,21 @@ def test_a_preset_takes_other_settings():
     assert {part.p for part in network.modules() if isinstance(part, torch.nn.Dropout)} == {0.5}
 
 
+def test_bottlenecks_have_a_quarter_of_the_width_or_what_is_given():
+    def inner(**settings):
+        network = IRevNet(10, **SMALL, **settings)
+        parts = [part for part in network.modules() if isinstance(part, irevnet.Bottleneck)]
+        return [
+            [conv.out_channels for conv in part if isinstance(conv, nn.Conv2d)] for part in parts
+        ]
+
+    assert inner() == [[2, 2, 8], [8, 8, 32], [8, 8, 32]]
+    assert inner(inner_widths=(12, 5)) == [[12, 12, 8], [5, 5, 32], [5, 5, 32]]
+
+
 def test_only_networks_without_padding_are_bijective():
-    assert irevnet_digits().body.bijective
-    assert not IRevNet(2, **SMALL).body.bijective
+    assert irevnet_digits(quantum=None).body.bijective
+    assert not IRevNet(2, **SMALL, quantum=None).body.bijective
 
 
 def test_a_fine_quantum_agrees_with_the_released_code_to_its_order(golden):
@@ -282,7 +295,7 @@ def test_the_docstring_example_runs():
     [
         ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"in_channels": 0}, "in_channels of at least 1, got 0"),
-        ({"blocks": (1, 2, 3)}, r"for each stage, got blocks=\(1, 2, 3\), strides=\(1, 2\)"),
+        ({"blocks": (1, 2, 3)}, r"for each stage, .* got blocks=\(1, 2, 3\), strides=\(1, 2\)"),
         ({"blocks": (), "strides": (), "widths": ()}, "for each stage"),
         ({"blocks": (0, 1)}, r"at least 1, got blocks=\(0, 1\)"),
         ({"strides": (1, 3)}, r"strides of 1 or 2, got strides=\(1, 3\)"),
@@ -293,6 +306,8 @@ def test_the_docstring_example_runs():
         ({"downsampling": 0}, r"downsampling of at least 1 \(none\), got 0"),
         ({"kernel_sizes": (1, 2, 1)}, r"three odd kernel sizes, got kernel_sizes=\(1, 2, 1\)"),
         ({"kernel_sizes": (3,)}, "three odd kernel sizes"),
+        ({"inner_widths": (8,)}, r"as many inner widths, got .* inner_widths=\(8,\)"),
+        ({"inner_widths": (0, 8)}, r"at least 1, got .* inner_widths=\(0, 8\)"),
         ({"dropout": 1.0}, "dropout of 0 to below 1, got 1.0"),
     ],
 )

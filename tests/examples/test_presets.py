@@ -14,7 +14,7 @@ PARAMETERS = {
     "b": 29_201_092,
     "b-released": 125_120_356,
     "cifar10": 6_274_826,
-    "cifar10-small": 1_050_982,
+    "cifar10-small": 1_075_458,
     "digits": 538_758,
     "resnet50": 25_557_032,
     "resnet-cifar10": 1_052_890,
@@ -25,7 +25,7 @@ PARAMETERS = {
 }
 BLOCKS = {
     "cifar10": 54,
-    "cifar10-small": 24,
+    "cifar10-small": 15,
     "digits": 24,
     "resnet-cifar10": 12,
     "resnet-digits": 9,

@@ -279,9 +279,9 @@ _CIFAR10_SMALL = replace(_CIFAR10, epochs=30, schedule="one-cycle", warmup=5)
 # 8x8 pixels are enlarged: a shift by 2 is one of theirs.
 _DIGITS = Config(
     preset="digits",
-    epochs=30,
+    epochs=18,
     batch_size=64,
-    milestones=(15, 25),
+    schedule="cosine",
     weight_decay=5e-4,
     image_size=16,
     augmentation="shift",

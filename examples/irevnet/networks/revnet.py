@@ -154,8 +154,8 @@ class StoredUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, first: bool) -> None:
         super().__init__()
         channels, width = in_channels // 2, out_channels // 2
-        self.f = Bottleneck(channels, width, stride=stride, first=first)
-        self.g = Bottleneck(width, width, stride=1, first=False)
+        self.f = Bottleneck(channels, width, width // 4, stride=stride, first=first)
+        self.g = Bottleneck(width, width, width // 4, stride=1, first=False)
         self.project1 = convolution(channels, width, 1, stride)
         self.project2 = convolution(channels, width, 1, stride)
 
@@ -167,7 +167,7 @@ class StoredUnit(nn.Module):
 
 def _unit(width: int, quantum: float | None) -> list[InvertibleModule]:
     """Equation 6 of the paper, on the pair of halves."""
-    f, g = (Bottleneck(width // 2, width // 2, stride=1, first=False) for _ in range(2))
+    f, g = (Bottleneck(width // 2, width // 2, width // 8, stride=1, first=False) for _ in range(2))
     couplings = (AdditiveCoupling(part, quantum=quantum) for part in (f, g))
     return [layer for coupling in couplings for layer in (coupling, Swap())]
 
