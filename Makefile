@@ -33,7 +33,8 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 22
 
 .PHONY: demo
-demo: $(STAMPS)/examples ## Train a small i-RevNet on handwritten digits and decode them back
+demo: $(STAMPS)/demo ## Train a small i-RevNet on handwritten digits and decode them back
+	@echo "Loading PyTorch, then training for half a minute."
 	$(BIN)/python examples/irevnet/train_imagenet.py $(ARGS)
 
 .PHONY: test
@@ -95,7 +96,7 @@ $(STAMPS)/torch: $(STAMPS)/torch-choice constraints.txt
 	@$(PIP) freeze | grep '^torch==' >> $(STAMPS)/constraints.txt || true
 	@touch $@
 
-EXTRAS := examples test docs dev
+EXTRAS := demo test docs dev
 $(EXTRAS:%=$(STAMPS)/%): $(STAMPS)/%: $(STAMPS)/torch pyproject.toml
 	$(PIP) install -c $(STAMPS)/constraints.txt -e '.[$*]'
 	@touch $@

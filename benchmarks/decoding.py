@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/irevnet"))
 
-from images.image_folder import read_folders
-from images.loading import Key, Source, Squares
+from images.dataset import Images, Key
+from images.folders import read_folder
 
 Task = Callable[[Sequence[Key]], object]
 
@@ -40,10 +40,10 @@ def _speed(task: Task, keys: Sequence[Key]) -> float:
     return len(keys) / (time.process_time() - began)
 
 
-def decode(source: Source, keys: Sequence[Key]) -> None:
+def decode(images: Images, keys: Sequence[Key]) -> None:
     """Reads the images without cropping them."""
     for index, _ in keys:
-        source.read(index, "RGB")
+        images.read(index, "RGB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,15 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown")
     flags = parser.parse_args(arguments)
 
-    source, *_ = read_folders(flags.data)
-    squares = Squares(source, size=224, resize=256)
-    indices = range(min(flags.images, len(source.labels)))
+    images = read_folder(flags.data, "train")
+    indices = range(min(flags.images, len(images)))
     in_order: list[Key] = [(index, None) for index in indices]
     augmented: list[Key] = [(index, index) for index in indices]
     tasks = {
-        "decoded": (lambda keys: decode(source, keys), in_order),
-        "cropped for training": (squares.__getitems__, augmented),
-        "cropped for a test": (squares.__getitems__, in_order),
+        "decoded": (lambda keys: decode(images, keys), in_order),
+        "cropped for training": (images.__getitems__, augmented),
+        "cropped for a test": (images.__getitems__, in_order),
     }
     print(f"Images per second and core, {len(indices)} images:")
     for name, (task, keys) in tasks.items():

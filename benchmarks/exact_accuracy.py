@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from experiment.settings import RECIPES, Config
-from images.batches import Data, Normalise, load_data
-from images.epochs import Epochs
-from images.in_memory import TensorBatches
-from networks.presets import PRESETS
+from experiment.settings import Config
+from experiment.settings import recipe as recipe_of
+from images.batches import Batches, Normalise, load_training
+from images.dataset import Images, Order, numbered, of_array
+from presets import PRESETS
 
 QUANTUM = 2**-16
 SIDES = {"not rounded": None, "rounded": QUANTUM}
@@ -41,33 +40,33 @@ class Task:
     test_images: int = 0
     folder: Path | None = None  # of CIFAR-10's parquet files
 
-    def data(self) -> Data:
-        """The images, decoded."""
+    def data(self) -> tuple[Batches, Batches]:
+        """The images for training and for the test, decoded."""
+        cpu = torch.device("cpu")
         if self.folder is None:
-            return load_data(self.recipe, torch.device("cpu"))
+            return load_training(self.recipe, cpu)
         parts = (("train", self.images), ("test", self.test_images))
         train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
-        recipe = self.recipe
-        epochs = Epochs(len(train[1]), recipe.batch_size, train=True)
-        test_epochs = Epochs(len(test[1]), recipe.batch_size, train=False)
-        return Data(
-            TensorBatches(*train, epochs, padding=recipe.padding, flip=recipe.flip),
-            TensorBatches(*test, test_epochs),
-            classes=10,
-            description="CIFAR-10",
+        order = Order(len(train), self.recipe.batch_size, train=True)
+        test_order = Order(len(test), self.recipe.batch_size, train=False)
+        return (
+            Batches(train, order, self.recipe, cpu, held=True),
+            Batches(test, test_order, self.recipe, cpu, held=True),
         )
 
 
 def digits_task(epochs: int = 40) -> Task:
-    """The demo's: its recipe, milestones moved with the number of epochs."""
-    return Task("digits", _shortened(RECIPES["digits"], epochs))
+    """The demo's network, for longer, with a tenth of the learning rate after two milestones."""
+    steps = {"epochs": 30, "schedule": "steps", "milestones": (15, 25)}
+    recipe = replace(recipe_of("digits"), **steps)
+    return Task("digits", _shortened(recipe, epochs))
 
 
 def cifar10_task(
     folder: Path, *, blocks: tuple[int, ...], images: int, test_images: int, epochs: int
 ) -> Task:
     """A small i-RevNet, the first images of each file, a few epochs."""
-    recipe = replace(RECIPES["cifar10"], blocks=blocks, batch_size=64)
+    recipe = replace(recipe_of("cifar10"), blocks=blocks, batch_size=64)
     return Task("CIFAR-10", _shortened(recipe, epochs), images, test_images, folder)
 
 
@@ -76,8 +75,8 @@ def _shortened(recipe: Config, epochs: int) -> Config:
     return replace(recipe, epochs=epochs, milestones=tuple(milestones))
 
 
-def read_parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
-    """The first images and labels of a file as the Hugging Face hub has them; 0 for all."""
+def read_parquet(path: Path, count: int) -> Images:
+    """The first images of a file as the Hugging Face hub has them; 0 for all."""
     import numpy as np
     import pyarrow.parquet  # needed for this alone
     from PIL import Image
@@ -86,7 +85,8 @@ def read_parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
     rows = table.slice(0, count or table.num_rows).to_pydict()
     files = [image["bytes"] for image in rows["image"]]
     images = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows["label"])
+    found = of_array(images, np.array(rows["label"]), numbered(10))
+    return replace(found, size=32, resize=32)
 
 
 class Outcome(NamedTuple):
@@ -98,23 +98,24 @@ class Outcome(NamedTuple):
     losses: list[float]  # mean over the training images, by epoch
 
 
-def train(task: Task, data: Data, side: str, seed: int) -> Outcome:
+def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Outcome:
     """Trains from scratch. Seeds are paired: weights, order and augmentation are the same."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     recipe = task.recipe
     options: dict[str, Any] = {} if recipe.blocks is None else {"blocks": recipe.blocks}
-    model = PRESETS[recipe.preset](checkpoint=False, quantum=SIDES[side], **options)
+    model = PRESETS[recipe.preset].build(checkpoint=False, quantum=SIDES[side], **options)
     normalise = Normalise(recipe.mean, recipe.std, torch.device("cpu"))
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
-    data.train.epochs = replace(data.train.epochs, seed=seed)
-    steps = len(data.train)
+    train_batches, test_batches = data
+    train_batches.order = replace(train_batches.order, seed=seed)
+    steps = len(train_batches)
     losses = []
     for epoch in range(recipe.epochs):
         total = 0.0
-        for step, (pixels, labels) in enumerate(data.train.epoch(epoch), epoch * steps):
+        for step, (pixels, labels) in enumerate(train_batches.epoch(epoch), epoch * steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate(step, steps)
             loss = F.cross_entropy(model(normalise(pixels)), labels)
@@ -127,9 +128,9 @@ def train(task: Task, data: Data, side: str, seed: int) -> Outcome:
     with torch.no_grad():
         right = sum(
             (model(normalise(pixels)).argmax(1) == labels).sum().item()
-            for pixels, labels in data.test.epoch()
+            for pixels, labels in test_batches.epoch()
         )
-    return Outcome(side, seed, right / data.test.images, losses)
+    return Outcome(side, seed, right / len(test_batches.images), losses)
 
 
 class Summary(NamedTuple):

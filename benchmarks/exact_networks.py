@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
 from networks.irevnet import IRevNet
-from networks.presets import PRESETS
+from presets import PRESETS
 
 QUANTUM = 2**-16
 
@@ -33,7 +33,7 @@ class Case:
     def model(self, seed: int, **settings: float) -> IRevNet:
         """The network in train mode, the same at each call."""
         torch.manual_seed(seed)
-        return PRESETS[self.preset](quantum=self.quantum, **settings).to(self.device)
+        return PRESETS[self.preset].build(quantum=self.quantum, **settings).to(self.device)
 
     def images(self, model: IRevNet, seed: int) -> tuple[Tensor, Tensor]:
         """Noise, uniform as pixels are and normalised as CIFAR-10 is, and labels."""

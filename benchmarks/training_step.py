@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
-from networks.presets import PRESETS
+from presets import PRESETS
 from trainer.parallel import compile_blocks
 
 QUANTUM = 2**-16
@@ -93,7 +93,7 @@ class Training:
         torch.manual_seed(0)
         autocast = torch.bfloat16 if config.precision == "bfloat16" else None
         self.setting = Setting(config.device, autocast, config.channels_last, clock=config.clock)
-        self.model = self.setting.module(PRESETS[config.preset](**kind))
+        self.model = self.setting.module(PRESETS[config.preset].build(**kind))
         if config.compile:
             compile_blocks(self.model)
         parameters = list(self.model.parameters())

@@ -20,7 +20,7 @@ from .stacks import Comparison, compare, reason
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "irevnet"))
 from networks.irevnet import Bottleneck, IRevNet
-from networks.presets import PRESETS
+from presets import PRESETS
 
 
 class Workload(NamedTuple):
@@ -33,7 +33,7 @@ class Workload(NamedTuple):
     def model(self, setting: Setting) -> IRevNet:
         """The network, the same at each call."""
         torch.manual_seed(0)
-        model = setting.module(PRESETS[self.preset]())
+        model = setting.module(PRESETS[self.preset].build())
         setting.compile(part for part in model.modules() if isinstance(part, Bottleneck))
         return model
 

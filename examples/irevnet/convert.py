@@ -10,14 +10,16 @@ result is what ``--weights`` takes, and it can be handed on: to read it, nothing
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
+from rich.console import Console
 
-from experiment.folder import RunError
+from errors import RunError, run_script, try_writing
+from experiment.settings import PresetName
 from trainer.weights import load_network, save_weights
 
 
@@ -25,38 +27,30 @@ from trainer.weights import load_network, save_weights
 class Settings:
     """One conversion."""
 
+    # A run's folder, a checkpoint.pt, a .safetensors file or a .pth.tar of the released code
     source: tyro.conf.Positional[Path]
-    """A run's folder, a checkpoint.pt, a .safetensors file or a .pth.tar of the released code."""
-
-    target: tyro.conf.Positional[Path]
-    """The .safetensors file to write."""
-
-    overwrite: bool = False
-    """Replace the target if it is there."""
+    target: tyro.conf.Positional[Path]  # The .safetensors file to write
+    # Network of weights that do not say which they are of; by default b-released
+    preset: PresetName | None = None
+    overwrite: bool = False  # Replace the target if it is there
 
 
-def convert(settings: Settings) -> None:
+def convert(settings: Settings, console: Console) -> None:
     """Reads the source and writes the target."""
     target = settings.target
     if target.suffix != ".safetensors":
         raise RunError(f"the target must end in .safetensors, got {target}.")
     if target.exists() and not settings.overwrite:
         raise RunError(f"{target} exists: choose another name, or give --overwrite.")
-    network = load_network(settings.source, torch.device("cpu"))
+    try_writing(target)
+    network = load_network(settings.source, torch.device("cpu"), settings.preset)
     save_weights(target, network)
     weights = sum(parameter.numel() for parameter in network.model.parameters())
-    print(f"{network.origin}\n{weights:,} parameters, {network.classes:,} classes: {target}")
+    console.print(network.origin)
+    console.print(f"{weights:,} parameters, {len(network.classes):,} classes: {target}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    try:
-        convert(tyro.cli(Settings, description=__doc__, args=arguments))
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+main = partial(run_script, Settings, convert)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,18 +7,21 @@ As in figure 3 of the paper, the loss is a moving average over 100 steps::
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from experiment.folder import SETTINGS, RunError, read_log, writing
+from analyses.analysis import short_names
+from errors import RunError, run_script, try_writing, writing
+from experiment.folder import read_log, read_settings
 
 CURVES = "curves.png"
 WINDOW = 100  # steps
@@ -28,28 +31,25 @@ WINDOW = 100  # steps
 class Settings:
     """Which runs are drawn, and where to."""
 
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs."""
-
-    out: Path = Path(CURVES)
-    """The picture: .png, .pdf or .svg."""
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional]  # Folders of runs
+    out: Path = Path(CURVES)  # The picture: .png, .pdf, .svg or whatever else matplotlib draws
 
 
 def draw_curves(folders: Sequence[Path], path: Path) -> None:
-    """Draws the curves of runs into one picture.
-
-    Args:
-        folders: Those of the runs; each must have a log.
-        path: The picture, of the type that its name ends in.
-    """
+    """Draws the curves of runs into one picture."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise RunError(f"cannot draw {path}: its name must end in one of {', '.join(kinds)}.")
     loss, accuracy = figure.subplots(1, 2)
-    for folder in folders:
-        records = read_log(folder)
-        label = _name(folder)
-        loss.plot(*smoothed_losses(records), label=label, linewidth=1)
-        accuracy.plot(*accuracies(records), ".-", label=label, linewidth=1)
-    loss.set_ylabel(f"training loss, mean of {WINDOW} steps")
+    logs = [read_log(folder) for folder in folders]
+    try_writing(path)
+    for name, records in zip(short_names(list(map(_known, folders))), logs, strict=True):
+        steps, means = smoothed_losses(records)
+        form = "." if 1 in steps else "-"  # of each step, or a mean
+        loss.plot(steps, means, form, label=name, linewidth=1)
+        accuracy.plot(*accuracies(records), ".-", label=name, linewidth=1)
+    loss.set_ylabel(f"training loss, mean of {WINDOW} steps\n(points: of each step)")
     accuracy.set_ylabel("test accuracy, top 1, %")
     for axes in (loss, accuracy):
         axes.set_xlabel("step")
@@ -61,12 +61,12 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
 
 
 def smoothed_losses(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """The last of each window of steps, and the mean loss in it."""
+    """The last of each window of steps, and the mean loss in it; of few steps, the loss of each."""
     losses = np.array([loss for record in records for loss in record.get("losses", [])])
-    window = min(WINDOW, max(1, len(losses)))  # a short run has one mean
+    if len(losses) < 2 * WINDOW:
+        return np.arange(1, len(losses) + 1), losses
     sums = np.cumsum(np.concatenate([[0.0], losses]))
-    means = (sums[window:] - sums[:-window]) / window
-    return np.arange(window, len(losses) + 1), means
+    return np.arange(WINDOW, len(losses) + 1), (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
 
 
 def accuracies(records: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
@@ -75,26 +75,23 @@ def accuracies(records: Sequence[dict[str, Any]]) -> tuple[list[int], list[float
     return [t["iteration"] for t in tests], [100 * t["test_accuracy"] for t in tests]
 
 
-def _name(folder: Path) -> str:
-    """What a run is called in the legend."""
+def _known(folder: Path) -> tuple[str, Path]:
+    """Preset and path of a run."""
     try:
-        preset = json.loads((folder / SETTINGS).read_text())["preset"]
-    except (OSError, ValueError, KeyError):
-        return str(folder)
-    return f"{preset} ({folder})"
+        return read_settings(folder)["preset"], folder
+    except (RunError, KeyError):
+        return "run", folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    try:
-        settings = tyro.cli(Settings, args=arguments, description=__doc__)
-        draw_curves(settings.folders, settings.out)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Drawn: {settings.out}")
-    return 0
+def run(settings: Settings, console: Console) -> None:
+    """Draws what is asked for."""
+    if not settings.folders:
+        raise RunError("give the folders of runs, as runs/irevnet/1.")
+    draw_curves(settings.folders, settings.out)
+    console.print(f"Drawn: {settings.out}")
 
+
+main = partial(run_script, Settings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

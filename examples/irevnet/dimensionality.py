@@ -13,19 +13,16 @@ i-RevNet (b) on ImageNet needed about 200 of 3072.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import torch
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from analyses.accuracy_curves import Curve, draw, numbers, show
-from analyses.analysis import progress, run_script, save
-from analyses.block_features import ProbeSettings, read_features
-from analyses.probes import Samples, probe
-from trainer.weights import load_network
+from analyses.analysis import progress
+from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
+from errors import run_script
+from trainer.weights import Network
 
 
 @dataclass(frozen=True)
@@ -39,46 +36,32 @@ def dimensions(count: int) -> list[int]:
     return [*(step for step in steps if step < count), count]
 
 
-def first(count: int, samples: Samples) -> Samples:
-    """The samples with so many of their features only."""
-    return Samples(samples.x[:, :count], samples.labels)
-
-
-def reduce(
-    weights: Path | None, settings: DimensionalitySettings, device: torch.device, console: Console
-) -> Curve:
+def reduce(network: Network, settings: DimensionalitySettings, console: Console) -> Curve:
     """Probes one network."""
-    network = load_network(weights, device)
-    console.print(f"Probing {network.origin}.")
-    features = read_features(network, settings, device, console, depths=1)
-    train, test = features.samples(0)
-    pca = PCA().fit(train.x)
-    parts = [Samples(pca.transform(part.x), part.labels) for part in (train, test)]
+    _, count, train, test = read_features(network, settings, console, depths=1)
+    samples = standardised(train, test, 0)
+    pca = PCA().fit(samples[0][0])
+    components = [(pca.transform(x), labels) for x, labels in samples]
     counts = dimensions(pca.n_components_)
     probes = [
-        probe(*(first(count, part) for part in parts), seed=settings.seed)
-        for count in progress(counts, "probing", console)
+        probe(*((x[:, :first], labels) for x, labels in components), seed=settings.seed)
+        for first in progress(counts, "probing", console)
     ]
     variance = pca.explained_variance_ratio_.cumsum().tolist()
-    facts = [{"components": count, "of the variance": variance[count - 1]} for count in counts]
-    return Curve(network, features, counts, facts, probes)
+    facts = [{"components": first, "of the variance": variance[first - 1]} for first in counts]
+    about = {"blocks": count, "train_images": len(train.labels)}
+    return Curve(network, test, counts, facts, probes, about)
 
 
-def run(settings: DimensionalitySettings, device: torch.device, console: Console) -> None:
+def run(settings: DimensionalitySettings, console: Console) -> None:
     """Probes each network, and writes the results."""
-    settings.check()
-    curves = [reduce(path, settings, device, console) for path in settings.each_weights()]
-    show(curves, console)
+    curves = [reduce(network, settings, console) for network in settings.networks(console)]
+    axis = {"label": "principal components", "logarithmic": True}
     title = "Classes read from the last features"
-    figure = draw(curves, title, "principal components", logarithmic=True)
-    paths = save(settings.out, "dimensionality", figure, numbers(curves, settings))
-    console.print(f"Written: {', '.join(map(str, paths))}")
+    finish(curves, settings, console, "dimensionality", title=title, **axis)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    return run_script(DimensionalitySettings, run, arguments)
-
+main = partial(run_script, DimensionalitySettings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

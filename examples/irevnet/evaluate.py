@@ -6,84 +6,77 @@
 The first evaluates the latest run on the data that it was trained on. ``DIR`` is any that
 ``train_imagenet.py`` takes; of a folder with ``train/<class>/<image>`` and ``val/<class>/<image>``,
 the classes are numbered in the order of their names, as those of ImageNet's synsets are for
-published weights. Images are resized, cropped and normalised as in the tests of the training.
+published weights, and must bear the names of the training. Images are resized, cropped and
+normalised as in its tests.
 """
 
 from __future__ import annotations
 
-import json
+import csv
+import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 from torch.nn import functional as F
 
-from experiment.folder import RunError, writing
-from images.batches import Normalise, load_plain
-from trainer.distributed import find_device
-from trainer.precision import Precision
-from trainer.training import Tally
-from trainer.weights import Network, load_network
+from analyses.analysis import (
+    NetworkSettings,
+    device_of,
+    images,
+    normalised,
+    progress,
+    provenance,
+    write_json,
+)
+from errors import at_least, run_script, try_writing, writing
+from images.dataset import Images
+from trainer.optimisation import Precision
+from trainer.tally import Tally
+from trainer.weights import Network
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NetworkSettings):
     """One evaluation."""
 
-    weights: Path | None = None
-    """A run's folder, its checkpoint.pt, a .safetensors file or a .pth.tar of the released code;
-    by default the latest run under runs/irevnet."""
-
-    data: str | None = None
-    """The images, as for training; by default those that the network was trained on."""
-
-    batch_size: int | None = None
-    """Images at once; by default as in training."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto is cuda if there is one, else cpu."""
-
+    batch_size: int | None = None  # Images at once; by default as in training
+    # Of convolutions, under autocast; auto is bfloat16 on a GPU, float32 on the CPU
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Of convolutions, under autocast; auto is bfloat16 on a GPU, float32 on the CPU."""
-
-    workers: int = 2
-    """Processes that read image files; 0 reads them in the main one."""
-
-    threads: int = 0
-    """CPU threads that compute; 0 leaves the choice to torch."""
-
-    json: Path | None = None
-    """File for the numbers."""
+    workers: int = 2  # Processes that read image files; 0 reads them in the main one
+    json: Path | None = None  # File for the numbers, with the accuracy of each class
+    # CSV file with a line for each image: its class, that found, and the latter's probability
+    predictions: Path | None = None
 
 
 @torch.no_grad()
-def evaluate(network: Network, settings: Settings, console: Console) -> dict[str, float]:
-    """Mean loss and accuracy over all test images."""
-    device = next(network.model.parameters()).device
-    config = replace(
-        network.config,
-        data=settings.data or network.config.data,
-        batch_size=settings.batch_size or network.config.batch_size,
-        workers=settings.workers,
-    )
-    batches = load_plain(config, device, "test", network.classes)
-    normalise = Normalise(config.mean, config.std, device)
+def evaluate(
+    network: Network, settings: Settings, console: Console
+) -> tuple[dict[str, float], Tensor, Images]:
+    """Mean loss and accuracy over all test images.
+
+    Returns:
+        The numbers; label, class found and its probability for each image, of shape
+        :math:`(N, 3)`; and the images.
+    """
+    device = device_of(network)
+    batches = images(network, "test", classified=True)
     precision = Precision(settings.precision, device)
-    tally = Tally(device, network.classes)
-    for pixels, labels in track(
-        batches.epoch(), "", len(batches), console=console, disable=not console.is_terminal
-    ):
+    tally = Tally(device, len(network.classes))
+    lines = []
+    for x, labels in progress(normalised(network, batches), "", console, len(batches)):
         with precision.autocast():
-            logits = network.model(normalise(pixels)).float()
+            logits = network.model(x).float()
         tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
-    return {"images": tally.images, **tally.read()}
+        probability, found = logits.softmax(1).max(1)
+        lines.append(torch.stack([labels, found, probability], 1).cpu())
+    return {"images": tally.images, **tally.read()}, torch.cat(lines), batches.images
 
 
 def table(found: dict[str, float]) -> Table:
@@ -97,45 +90,48 @@ def table(found: dict[str, float]) -> Table:
     return rows
 
 
+def by_class(lines: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """The accuracy of each class of which there are images."""
+    labels, found, _ = lines.unbind(1)
+    right = (labels == found).double()
+    return {names[int(label)]: right[labels == label].mean().item() for label in labels.unique()}
+
+
+def write_predictions(path: Path, lines: Tensor, images: Images, names: tuple[str, ...]) -> None:
+    """Writes a line for each image."""
+    with writing(path), path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "class", "found", "probability"))
+        for index, (label, found, probability) in enumerate(lines.tolist()):
+            image = index if images.files is None else os.fsdecode(images.files[index])
+            writer.writerow((image, names[int(label)], names[int(found)], f"{probability:.6f}"))
+
+
 def run(settings: Settings, console: Console) -> None:
     """Evaluates, prints and writes."""
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    network = load_network(settings.weights, find_device(settings.device))
-    console.print(network.origin)
-    found = evaluate(network, settings, console)
+    at_least(1, batch_size=settings.batch_size)
+    at_least(0, workers=settings.workers)
+    for path in filter(None, (settings.json, settings.predictions)):
+        try_writing(path)
+    network = settings.load()
+    console.print(f"{network.origin}.")
+    batch_size = settings.batch_size or network.config.batch_size
+    config = replace(network.config, batch_size=batch_size, workers=settings.workers)
+    network = replace(network, config=config)
+    found, lines, images = evaluate(network, settings, console)
     console.print(table(found))
+    if settings.predictions:
+        write_predictions(settings.predictions, lines, images, network.classes)
     if settings.json:
-        _write(settings.json, found, network, settings)
+        about: dict[str, Any] = provenance(settings, network) | {
+            "precision": settings.precision,
+            "device": str(device_of(network)),
+            "accuracy_by_class": by_class(lines, network.classes),
+        }
+        write_json(settings.json, about | found)
 
 
-def _write(path: Path, found: dict[str, float], network: Network, settings: Settings) -> None:
-    about: dict[str, Any] = {
-        "weights": network.origin,
-        "preset": network.config.preset,
-        "data": settings.data or network.config.data or "digits",
-        "precision": settings.precision,
-        "device": str(next(network.model.parameters()).device),
-        "torch": torch.__version__,
-    }
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(about | found, indent=2) + "\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    try:
-        settings = tyro.cli(Settings, description=__doc__, args=arguments)
-        run(settings, Console(highlight=False, soft_wrap=True))
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped before the last image.", file=sys.stderr)
-        return 130
-    return 0
-
+main = partial(run_script, Settings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

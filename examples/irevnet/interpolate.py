@@ -10,13 +10,9 @@ line in pixel space. Steps are even in ``t``, or in pixels along the curve, whic
 hand.
 
 The weights compute in float64 and without a grid: between two images the features are on no grid,
-and rounding them would add noise that the inverse amplifies. At its ends a line has the very
-features of the images, which come back up to the rounding of float64 and so in every 8-bit value;
-the table says how many values did not.
-
-The features of an injective network (a, cifar10) do not fill space: halfway between two images,
-nothing has quite these features. What is decoded there has others, far off, and looks like noise.
-The table says how far; for a bijective network it is rounding alone.
+and rounding them would add noise that the inverse amplifies. The features of an injective network
+(a, cifar10) do not fill space: halfway between two images nothing has quite these features, and
+what is decoded there looks like noise. The table says how far off they are.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,58 +32,50 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyses.analysis import (
-    Images,
     Settings,
-    images,
+    few_images,
     in_arithmetic,
+    normaliser,
     progress,
     provenance,
-    run_script,
     save,
 )
-from analyses.report import draw_rows, relative_error
-from experiment.folder import RunError
+from analyses.decoding import draw_rows, relative_error
+from errors import RunError, at_least, run_script
 from images.batches import Normalise
 from networks.irevnet import IRevNet
-from trainer.weights import load_network
 
 BATCH = 32  # images decoded at once
 Spacing = Literal["t", "pixels"]
 Curve = Callable[[Tensor], Tensor]  # from K numbers 0 to 1 to K images
+COLUMNS = {
+    "length, decoded": lambda line: f"{line['distance_to_next'].sum():.1f}",
+    "length, straight": lambda line: f"{line['distance_to_next_in_pixel_space'].sum():.1f}",
+    "features are off by": lambda line: f"{line['relative_distance_of_features'].max():.1e}",
+    "error at the ends": lambda line: f"{line['relative_error_at_ends'].max():.1e}",
+    "wrong 8-bit values there": lambda line: str(line["wrong_8_bit_values_at_ends"]),
+}
 
 
 @dataclass(frozen=True)
 class InterpolateSettings(Settings):
     """Decodes straight lines between the features of two images."""
 
-    pairs: int = 6
-    """Pairs of test images, evenly spread and then paired at random."""
-
-    steps: int = 11
-    """Images of a line, both ends included."""
-
+    pairs: int = 6  # Pairs of test images, evenly spread and then paired at random
+    steps: int = 11  # Images of a line, both ends included
+    # Whether steps are even in t, or in the length of the curve in pixel space
     spacing: Spacing = "t"
-    """Whether steps are even in t, or in the length of the curve in pixel space."""
-
-    dense: int = 256
-    """Points at which --spacing pixels measures a curve."""
+    dense: int = 256  # Points at which --spacing pixels measures a curve
 
 
 @dataclass(frozen=True)
 class Line:
-    """What is decoded between two images.
+    """What is decoded between two images."""
 
-    Args:
-        t: Where, from 0 (the second image) to 1 (the first).
-        decoded: The images there, normalised.
-        straight: The straight line in pixel space at the same ``t``.
-        off: Relative distance of the features that the decoded images have to those they were
-            decoded from.
-    """
-
-    t: Tensor
-    decoded: Tensor
-    straight: Tensor
+    t: Tensor  # where, from 0 (the second image) to 1 (the first)
+    decoded: Tensor  # the images there, normalised
+    straight: Tensor  # the straight line in pixel space at the same ``t``
+    # relative distance of the features that the decoded images have to those they were decoded from
     off: Tensor
 
 
@@ -126,13 +115,7 @@ def mix(ends: Tensor, t: Tensor) -> Tensor:
 
 
 def evenly_along(curve: Curve, t: Tensor, dense: int) -> Tensor:
-    """As many numbers as ``t`` has, at which the curve has travelled equal lengths.
-
-    Args:
-        curve: What is travelled. Its length is that of a chain of straight lines.
-        t: Evenly from 0 to 1.
-        dense: How many points the chain has.
-    """
+    """As many numbers as ``t`` has, at which the curve has travelled equal lengths."""
     points = torch.linspace(0, 1, dense, dtype=t.dtype, device=t.device)
     travelled = F.pad(distances(curve(points)).cumsum(0), (1, 0))
     if not travelled.isfinite().all():
@@ -146,39 +129,32 @@ def distances(images: Tensor) -> Tensor:
     return images.diff(dim=0).flatten(1).norm(dim=1)
 
 
-def run(settings: InterpolateSettings, device: torch.device, console: Console) -> None:
+def run(settings: InterpolateSettings, console: Console) -> None:
     """Decodes, and writes the results."""
-    for name, least in {"pairs": 1, "steps": 2, "dense": 2}.items():
-        if getattr(settings, name) < least:
-            raise RunError(f"--{name} must be at least {least}, got {getattr(settings, name)}.")
-    network = load_network(settings.weights, device)
+    at_least(1, pairs=settings.pairs)
+    at_least(2, steps=settings.steps, dense=settings.dense)
+    settings.check()
+    network = settings.load()
     console.print(f"Decoding from the last layer of {network.origin}.")
     model = in_arithmetic(network, dtype=torch.float64, quantum=None)
-    test = images(network, settings.data, "test", device, 2 * settings.pairs)
+    normalise = normaliser(network)
+    pairs = _pairs(few_images(network, 2 * settings.pairs), settings.seed)
+    steps, spacing, dense = settings.steps, settings.spacing, settings.dense
     lines = [
-        decode_line(
-            model, *pair, steps=settings.steps, spacing=settings.spacing, dense=settings.dense
-        )
-        for pair in progress(_pairs(test, settings), "pairs", console)
+        decode_line(model, *pair, steps=steps, spacing=spacing, dense=dense)
+        for pair in progress(pairs, "pairs", console)
     ]
-    found = [numbers(line, test.normalise) for line in lines]
+    found = [numbers(line, normalise) for line in lines]
     console.print(table(found))
-    paths = save(
-        settings.out,
-        "interpolate",
-        draw(lines, test.normalise),
-        provenance(settings, network) | {"lines": found},
-    )
-    console.print(f"Written: {', '.join(map(str, paths))}")
+    about = provenance(settings, network)
+    save(settings.out, "interpolate", draw(lines, normalise), about | {"lines": found}, console)
 
 
-def _pairs(test: Images, settings: InterpolateSettings) -> list[Tensor]:
+def _pairs(found: Tensor, seed: int) -> list[Tensor]:
     """Pairs of images, each as one tensor."""
-    found, _ = test.together()
     if len(found) < 2:
         raise RunError(f"a line needs two test images, got {len(found)}.")
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(found), generator=generator)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
     return list(found.double()[order[: len(found) // 2 * 2]].unflatten(0, (-1, 2)))
 
 
@@ -204,24 +180,10 @@ def as_pixels(x: Tensor, normalise: Normalise) -> Tensor:
 def table(found: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each line."""
     rows = Table()
-    for heading in (
-        "line",
-        "length, decoded",
-        "length, straight",
-        "features are off by",
-        "error at the ends",
-        "wrong 8-bit values there",
-    ):
+    for heading in ("line", *COLUMNS):
         rows.add_column(heading, justify="right")
     for number, line in enumerate(found, 1):
-        rows.add_row(
-            str(number),
-            f"{line['distance_to_next'].sum():.1f}",
-            f"{line['distance_to_next_in_pixel_space'].sum():.1f}",
-            f"{line['relative_distance_of_features'].max():.1e}",
-            f"{line['relative_error_at_ends'].max():.1e}",
-            str(line["wrong_8_bit_values_at_ends"]),
-        )
+        rows.add_row(str(number), *(show(line) for show in COLUMNS.values()))
     return rows
 
 
@@ -239,10 +201,7 @@ def draw(lines: Sequence[Line], normalise: Normalise) -> Figure:
     return figure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    return run_script(InterpolateSettings, run, arguments)
-
+main = partial(run_script, InterpolateSettings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

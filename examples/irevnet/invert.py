@@ -19,31 +19,33 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
 from analyses.analysis import (
-    Images,
     Settings,
+    device_of,
     images,
     in_arithmetic,
+    normaliser,
     progress,
     provenance,
-    run_script,
     save,
 )
-from analyses.report import Decoded, decode, draw_rows, show
-from experiment.folder import RunError
+from analyses.decoding import Decoded, decode, draw_rows, show, table
+from errors import RunError, at_least, run_script
+from images.batches import Batches, plain
+from images.dataset import Images
 from networks.irevnet import IRevNet
-from trainer.weights import Network, load_network
+from trainer.weights import Network
 
 Mode = Literal["float32", "float64", "exact"]
 
@@ -52,76 +54,48 @@ Mode = Literal["float32", "float64", "exact"]
 class InvertSettings(Settings):
     """Decodes images and noise from the last layer, and measures the error."""
 
-    limit: int | None = None
-    """Test images to decode, evenly spread; all by default."""
-
-    noises: int = 10_000
-    """Images of uniform noise to decode."""
-
+    limit: int | None = None  # Test images to decode, evenly spread; all by default
+    noises: int = 10_000  # Images of uniform noise to decode
+    # Most images and noises to decode in float64, which takes a CPU up to ten times as long
     float64_limit: int = 500
-    """Most images and noises to decode in float64, which takes a CPU up to ten times as long."""
-
+    # How to compute. Exact is float32 on the grid that the network was trained on, else 2**-16
     modes: tuple[Mode, ...] = ("float32", "float64", "exact")
-    """How to compute. Exact is float32 on the grid that the network was trained on, else 2**-16."""
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Images of uniform noise, the same each time.
-
-    Args:
-        images: How many.
-        shape: Of each.
-        batch_size: How many at once.
-        seed: What they depend on.
-        device: Where they are given.
-    """
-
-    images: int
-    shape: tuple[int, ...]
-    batch_size: int
-    seed: int
-    device: torch.device
-
-    def __len__(self) -> int:
-        return math.ceil(self.images / self.batch_size)
-
-    def few(self, images: int) -> Noise:
-        """So many of the images."""
-        return replace(self, images=images)
-
-    def epoch(self, number: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of uint8 noise, all labelled 0."""
-        for step in range(start, len(self)):
-            rng = np.random.default_rng([self.seed, number, step])
-            count = min(self.batch_size, self.images - step * self.batch_size)
-            pixels = rng.integers(256, size=(count, *self.shape), dtype=np.uint8)
-            labels = torch.zeros(count, dtype=torch.long, device=self.device)
-            yield torch.from_numpy(pixels).to(self.device), labels
+def noise(count: int, mode: str, side: int, seed: int) -> Images:
+    """Images of uniform noise, the same each time, all labelled 0."""
+    read = partial(_read_noise, side, seed)
+    labels = np.zeros(count, np.int64)
+    return Images(read, labels, ("noise",), size=side, resize=side, mode=mode)
 
 
-def run(settings: InvertSettings, device: torch.device, console: Console) -> None:
+def _read_noise(side: int, seed: int, index: int, mode: str) -> Image.Image:
+    shape = (side, side) if mode == "L" else (side, side, 3)
+    pixels = np.random.default_rng([seed, index]).integers(256, size=shape, dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def run(settings: InvertSettings, console: Console) -> None:
     """Decodes, and writes the results."""
-    for name in ("noises", "float64_limit"):
-        if getattr(settings, name) < 1:
-            flag = name.replace("_", "-")
-            raise RunError(f"--{flag} must be at least 1, got {getattr(settings, name)}.")
-    network = load_network(settings.weights, device)
+    settings.check()
+    at_least(1, noises=settings.noises, float64_limit=settings.float64_limit, limit=settings.limit)
+    network = settings.load()
     console.print(f"Decoding from the last layer of {network.origin}.")
     models = {mode: in_mode(network, mode) for mode in settings.modes}
-    results: dict[str, dict[Mode, Decoded]] = {}
-    for name, source in _sources(settings, network, device).items():
+    results: dict[str, dict[str, Decoded]] = {}
+    for name, every in _sources(settings, network).items():
         results[name] = {}
         for mode, model in models.items():
-            some = source.at_most(settings.float64_limit) if mode == "float64" else source
-            results[name][mode] = _decode(model, some, f"{name}, {mode}", console)
+            source = every.at_most(settings.float64_limit if mode == "float64" else None)
+            batches = plain(source, network.config, device_of(network))
+            results[name][mode] = _decode(network, model, batches, f"{name}, {mode}", console)
     console.print(table(results))
     numbers = {
         name: {mode: decoded.numbers() for mode, decoded in modes.items()}
         for name, modes in results.items()
     }
-    paths = save(settings.out, "invert", draw(results), provenance(settings, network) | numbers)
-    console.print(f"Written: {', '.join(map(str, paths))}")
+    about = provenance(settings, network)
+    save(settings.out, "invert", draw(results), about | numbers, console)
 
 
 def in_mode(network: Network, mode: Mode) -> IRevNet:
@@ -131,37 +105,23 @@ def in_mode(network: Network, mode: Mode) -> IRevNet:
     return in_arithmetic(network, dtype=dtype, quantum=quantum)
 
 
-def _sources(settings: InvertSettings, network: Network, device: torch.device) -> dict[str, Images]:
-    test = images(network, settings.data, "test", device, settings.limit)
-    side = network.config.image_size
-    shape = (len(network.config.mean), side, side)
-    noise = Noise(settings.noises, shape, network.config.batch_size, settings.seed, device)
-    return {"test images": test, "noises": replace(test, source=noise)}
+def _sources(settings: InvertSettings, network: Network) -> dict[str, Images]:
+    test = images(network, "test", settings.limit).images
+    noises = noise(settings.noises, test.mode, test.size, settings.seed)
+    return {"test images": test, "noises": noises}
 
 
-def _decode(model: IRevNet, source: Images, description: str, console: Console) -> Decoded:
-    batches = progress(source, description, console, len(source))
+def _decode(
+    network: Network, model: IRevNet, batches: Batches, description: str, console: Console
+) -> Decoded:
+    shown = progress(batches.epoch(), description, console, len(batches))
     try:
-        return decode(model, (x for x, _ in batches), source.count, source.normalise)
+        return decode(model, shown, len(batches.images), normaliser(network))
     except ValueError as error:  # features beyond the range of exact sums
         raise RunError(f"{error} Leave the exact mode out: --modes float32 float64") from error
 
 
-def table(results: Mapping[str, Mapping[Mode, Decoded]]) -> Table:
-    """The errors, a row for each way to compute."""
-    rows = Table()
-    rows.add_column("‖x - Φ⁻¹Φx‖ / ‖x‖ of")
-    for heading in ("in", "mean", "worst", "worst pixel", "bit for bit, as read"):
-        rows.add_column(heading, justify="right")
-    for name, modes in results.items():
-        for mode, decoded in modes.items():
-            errors = (decoded.relative_error, decoded.worst_error, decoded.worst_pixel)
-            count = f"{decoded.bit_for_bit:,} of {decoded.images:,}"
-            rows.add_row(name, mode, *(f"{error:.1e}" for error in errors), count)
-    return rows
-
-
-def draw(results: Mapping[str, Mapping[Mode, Decoded]]) -> Figure:
+def draw(results: Mapping[str, Mapping[str, Decoded]]) -> Figure:
     """Originals above their reconstructions, and beside them those of the largest errors."""
     modes = max(map(len, results.values()))
     figure = Figure(
@@ -178,25 +138,26 @@ def draw(results: Mapping[str, Mapping[Mode, Decoded]]) -> Figure:
     return figure
 
 
-def _draw_worst(figure: Any, found: Mapping[Mode, Decoded]) -> None:
+def _draw_worst(figure: Any, found: Mapping[str, Decoded]) -> None:
     figure.suptitle("largest relative errors", fontsize=10)
     axes = figure.subplots(3, len(found), squeeze=False)
     for column, (mode, decoded) in zip(axes.T, found.items(), strict=True):
         original, image = decoded.worst
         difference = (image - original).abs()
         largest = difference.nan_to_num(math.inf, math.inf).max().item()
-        column[0].set_title(f"{mode}: {decoded.worst_error:.1e}", fontsize=9)
-        column[1].set_title("decoded", fontsize=9)
-        column[2].set_title(f"difference,\nwhite is {largest:.1e}", fontsize=9)
-        show(column[0], original)
-        show(column[1], image)
-        show(column[2], difference / (largest or 1))
+        titles = (
+            f"{mode}: {decoded.worst_error:.1e}",
+            "decoded",
+            f"difference,\nwhite is {largest:.1e}",
+        )
+        for place, title, shown in zip(
+            column, titles, (original, image, difference / (largest or 1)), strict=True
+        ):
+            place.set_title(title, fontsize=9)
+            show(place, shown)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    return run_script(InvertSettings, run, arguments)
-
+main = partial(run_script, InvertSettings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

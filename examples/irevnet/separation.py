@@ -13,64 +13,51 @@ ResNet, though the i-RevNet has discarded nothing. The paper measured it on Imag
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import torch
 from rich.console import Console
 
-from analyses.accuracy_curves import Curve, draw, numbers, show
-from analyses.analysis import progress, run_script, save
-from analyses.block_features import ProbeSettings, read_features
-from analyses.probes import probe
-from experiment.folder import RunError
-from trainer.weights import load_network
+from analyses.analysis import progress
+from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
+from errors import at_least, run_script
+from trainer.weights import Network
 
 
 @dataclass(frozen=True)
 class SeparationSettings(ProbeSettings):
     """Tells how well the classes are separated behind each block of a network."""
 
+    # Blocks behind which features are read, evenly spread, the last included; None takes all
     depths: int | None = 12
-    """Blocks behind which features are read, evenly spread, the last included; None takes all."""
 
 
-def separate(
-    weights: Path | None, settings: SeparationSettings, device: torch.device, console: Console
-) -> Curve:
+def separate(network: Network, settings: SeparationSettings, console: Console) -> Curve:
     """Probes one network."""
-    network = load_network(weights, device)
-    console.print(f"Probing {network.origin}.")
-    features = read_features(network, settings, device, console, settings.depths)
+    numbers, count, train, test = read_features(network, settings, console, settings.depths)
     probes = [
-        probe(*features.samples(index), seed=settings.seed)
-        for index in progress(range(len(features.numbers)), "probing", console)
+        probe(*standardised(train, test, index), seed=settings.seed)
+        for index in progress(range(len(numbers)), "probing", console)
     ]
     facts = [
         {"block": number, "channels": x.shape[1]}
-        for number, x in zip(features.numbers, features.train.blocks, strict=True)
+        for number, x in zip(numbers, train.blocks, strict=True)
     ]
-    depths = [number / features.count for number in features.numbers]
-    return Curve(network, features, depths, facts, probes)
+    about = {"blocks": count, "train_images": len(train.labels)}
+    return Curve(network, test, [number / count for number in numbers], facts, probes, about)
 
 
-def run(settings: SeparationSettings, device: torch.device, console: Console) -> None:
+def run(settings: SeparationSettings, console: Console) -> None:
     """Probes each network, and writes the results."""
-    settings.check()
-    if settings.depths is not None and settings.depths < 1:
-        raise RunError(f"--depths must be at least 1, got {settings.depths}.")
-    curves = [separate(path, settings, device, console) for path in settings.each_weights()]
-    show(curves, console)
-    figure = draw(curves, "Classes read from each block", "blocks passed, share of the network")
-    paths = save(settings.out, "separation", figure, numbers(curves, settings))
-    console.print(f"Written: {', '.join(map(str, paths))}")
+    at_least(1, depths=settings.depths)
+    curves = [separate(network, settings, console) for network in settings.networks(console)]
+    label = "blocks passed, share of the network"
+    finish(
+        curves, settings, console, "separation", title="Classes read from each block", label=label
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the script with these flags, or the command line's; returns the exit status."""
-    return run_script(SeparationSettings, run, arguments)
-
+main = partial(run_script, SeparationSettings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

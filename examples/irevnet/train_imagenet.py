@@ -31,27 +31,33 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analyses.report import draw, measure, table
+from analyses.decoding import decode, draw_pairs, table
 from curves import CURVES, draw_curves
-from experiment.folder import CHECKPOINT, LOG, RunError, RunFolder, folder_to_resume
+from errors import RunError, ending
+from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
 from experiment.settings import Config, parse
-from images.batches import Share, load_data, load_plain
-from images.loading import explaining_dead_workers
-from networks.presets import is_invertible
+from images.batches import explaining_dead_workers, load_training, open_images, plain
+from presets import is_invertible
 from trainer.distributed import Team, join
-from trainer.stopping import Signals, Stopped
-from trainer.training import Tally, Training
+from trainer.stopping import Signals, Stopped, Terminal
+from trainer.tally import Tally
+from trainer.training import DivergedError, Training
 
 PICTURE = "reconstructions.png"
-DUE = 1  # a checkpoint is; signals have higher numbers
+NEXT = """What next?
+  --no-checkpoint          stores the activations instead of rebuilding them: the very same numbers
+  --preset resnet-digits   trains a ResNet of the same size
+  --data DIR               trains on your own images, CIFAR-10 or ImageNet
+docs/irevnet/training.rst has more, --help all flags."""
+DIGITS = "scikit-learn's handwritten digits"
+DUE = 1  # a checkpoint is; signals have higher numbers, theirs and 1
 
 
-def fit(training: Training, folder: RunFolder, console: Console) -> None:
+def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
     """Trains to the last epoch, with lines in the log and a checkpoint after each."""
-    keeper = Keeper(training, folder)
+    keeper = Keeper(training, folder, console)
     with keeper.signals, progress_bar(training, console) as show:
         while training.epoch < training.epochs:
             for tally in training.train():
@@ -60,7 +66,7 @@ def fit(training: Training, folder: RunFolder, console: Console) -> None:
             keeper.log_losses()
             record = train_record(training)
             record |= test_record(training.test(keeper.stop_if_asked), training)
-            folder.log(record)
+            keeper.log(record)
             best = training.end_epoch(record["test_accuracy"])
             keeper.save()
             if best:
@@ -72,17 +78,14 @@ def fit(training: Training, folder: RunFolder, console: Console) -> None:
 
 
 class Keeper:
-    """Saves a training, now and then and when it is stopped.
+    """Saves a training, now and then and when it is stopped, and logs it."""
 
-    Args:
-        training: What is saved.
-        folder: Where.
-    """
-
-    def __init__(self, training: Training, folder: RunFolder) -> None:
+    def __init__(self, training: Training, folder: RunFolder, console: Terminal) -> None:
         self.training = training
         self.folder = folder
+        self.console = console
         self.signals = Signals()
+        self.board = board(training, folder)
         self.saved = time.monotonic()
         self.drawn = time.monotonic()
 
@@ -99,10 +102,11 @@ class Keeper:
 
         If none has, returns the highest of the numbers that the processes give.
         """
-        found = self.training.team.highest(self.signals.received or otherwise)
+        signal = self.signals.received or self.console.closed
+        found = self.training.team.highest(DUE + signal if signal else otherwise)
         if found > DUE:
             self.save()
-            raise Stopped(found)
+            raise Stopped(found - DUE)
         return found
 
     def draw(self, at_once: bool = False) -> None:
@@ -115,12 +119,38 @@ class Keeper:
     def log_losses(self) -> None:
         """Writes the loss of each step since the last time."""
         if self.training.losses:
-            self.folder.log(losses(self.training))
+            self.log(losses(self.training))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Writes a line of the log, and its numbers for TensorBoard."""
+        self.folder.log(record)
+        if self.board is not None:
+            mean = (
+                {"loss": sum(record["losses"]) / len(record["losses"])}
+                if "losses" in record
+                else {}
+            )
+            for name, value in (record | mean).items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, record["iteration"])
+            self.board.flush()
 
     def save(self) -> None:
         """Writes a checkpoint."""
         self.folder.save(self.training.state())
         self.saved = time.monotonic()
+
+
+def board(training: Training, folder: RunFolder) -> Any:
+    """What writes for TensorBoard, if that is installed."""
+    if not training.team.leads:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    # What a killed run has written behind its checkpoint is hidden.
+    return SummaryWriter(folder.path / BOARD, purge_step=training.iteration + 1)
 
 
 def losses(training: Training) -> dict[str, Any]:
@@ -152,9 +182,8 @@ def test_record(tally: Tally, training: Training) -> dict[str, float]:
     """What the log says of a test."""
     found = tally.read(training.team)
     if not math.isfinite(found["loss"]):
-        raise RunError(
-            f"the loss on the test images is no longer finite in epoch {training.epoch + 1}: lower "
-            "--lr. The checkpoint holds a state before."
+        raise DivergedError(
+            f"the loss on the test images is no longer finite in epoch {training.epoch + 1}."
         )
     return {f"test_{name}": value for name, value in found.items()}
 
@@ -176,7 +205,7 @@ def memory(device: torch.device) -> dict[str, float]:
 def epoch_line(record: dict[str, Any], training: Training) -> str:
     """What the terminal says of an epoch."""
     top5 = ""
-    if training.data.classes > 10:
+    if len(training.classes) > 10:
         top5 = f" (top 5: {record['test_top5_accuracy']:.1%})"
     return (
         f"epoch {record['epoch']:>{len(str(training.epochs))}}/{training.epochs}"
@@ -187,7 +216,7 @@ def epoch_line(record: dict[str, Any], training: Training) -> str:
 
 
 @contextmanager
-def progress_bar(training: Training, console: Console) -> Iterator[Callable[[Tally], None]]:
+def progress_bar(training: Training, console: Terminal) -> Iterator[Callable[[Tally], None]]:
     """Gives a function to call after each step."""
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
@@ -221,89 +250,109 @@ def progress_bar(training: Training, console: Console) -> Iterator[Callable[[Tal
         yield show
 
 
-def start(training: Training) -> RunFolder:
-    """Opens the run's folder, which holds a checkpoint from now on."""
-    config, team = training.config, training.team
-    if config.resume:
-        folder = RunFolder(folder_to_resume(config.out), writes=team.leads)
-        training.restore(folder.resume())
-        return folder
-    folder = RunFolder.new(config.out, writes=team.leads)
-    folder.write_settings(config.as_dict())
-    folder.save(training.state())
-    return folder
+def open_folder(config: Config, team: Team) -> tuple[RunFolder, bool]:
+    """The run's folder, and whether there is a run in it to go on with."""
+    found = folder_to_resume(config.out, needed=config.resume == "yes")
+    resumes = config.resume != "no" and found is not None
+    # One decides for all: it may be making the folder while the others look.
+    if team.highest(int(resumes and team.leads)):
+        return RunFolder(found or config.out or RUNS, writes=team.leads), True
+    again = config.resume == "auto"
+    return RunFolder.new(config.out, again=again, writes=team.leads), False
 
 
-def run(config: Config, team: Team, console: Console) -> int:
+def run(config: Config, team: Team, console: Terminal) -> int:
     """Trains, or goes on training, and reports; returns the exit status."""
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.backends.cudnn.benchmark = True  # all batches have one shape
-    data = load_data(config, team.device, Share(team.rank, team.ranks))
-    given = "" if config.data else "No --data given: "
-    console.print(f"{given}training on {data.description}.")
+    data = load_training(config, team.device, team.rank, team.ranks)
+    train, test = (batches.images for batches in data)
+    console.print(
+        f"{'' if config.data else 'No --data given: '}training on {config.data or DIGITS}: "
+        f"{len(train):,} images of {len(train.classes):,} classes, tested on {len(test):,}."
+    )
+    for note in filter(None, (train.note, test.note)):
+        console.print(f"Note: {note}.")
     training = Training(config, data, team)
-    folder = start(training)
+    folder, resumes = open_folder(config, team)
+    try:
+        if resumes:
+            training.restore(folder.resume())
+        else:
+            training.begin()
+        folder.write_settings(config.as_dict())
+        return carry_on(training, folder, console)
+    finally:
+        folder.close()
+        if not folder.has_checkpoint:
+            folder.discard()
+
+
+def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
+    """Trains on from the present state and reports; returns the exit status."""
     done = f"{training.epoch} of {training.epochs} epochs"
     if training.step:
         done += f" and {training.step:,} of {training.steps:,} steps"
     console.print(f"The run's folder is {folder.path}, {done} done.")
+    again = f"go on with --resume --out {folder.path}"
+    checkpoint = folder.path / CHECKPOINT
     try:
         fit(training, folder, console)
         report(training, folder, console)
+    except DivergedError as error:
+        what = (
+            f"{again} --lr {training.config.lr / 10:g}"
+            if folder.has_checkpoint
+            else ("begin again with a lower --lr or --clip-norm, or another --quantum")
+        )
+        raise RunError(f"{error} {what[0].upper()}{what[1:]}.") from error
     except Stopped as stopped:
         console.print(
-            f"Stopped. {folder.path / CHECKPOINT} holds the state behind step "
-            f"{training.iteration:,}: {how_to_go_on(folder)}"
+            f"Stopped. {checkpoint} holds the state behind step {training.iteration:,}: {again}"
         )
         return stopped.status
     except KeyboardInterrupt:
-        console.print(
-            f"Stopped at once. {folder.path / CHECKPOINT} holds the state that was saved last: "
-            f"{how_to_go_on(folder)}"
-        )
-        if team.joined:
+        if folder.has_checkpoint:
+            console.print(
+                f"Stopped at once. {checkpoint} holds the state that was saved last: {again}"
+            )
+        if training.team.joined or not folder.has_checkpoint:
             raise  # the others may be waiting for this process
         return 130
     return 0
 
 
-def how_to_go_on(folder: RunFolder) -> str:
-    """The end of a sentence."""
-    return f"go on with the same flags and --resume --out {folder.path}"
-
-
-def report(training: Training, folder: RunFolder, console: Console) -> None:
+def report(training: Training, folder: RunFolder, console: Terminal) -> None:
     """Says what the network has learnt, and decodes the test images if it can."""
     model = training.whole_model()
     if not training.team.leads:
         return
     if is_invertible(model):
-        test = load_plain(training.config, training.device, "test")
-        found = measure(model, test, training.normalise)
-        draw(found, folder.path / PICTURE)
-        console.print(table(found))
+        model.eval()
+        test = plain(open_images(training.config, "test"), training.config, training.device)
+        found = decode(model, test.epoch(), len(test.images), training.normalise)
+        draw_pairs(found, folder.path / PICTURE)
+        console.print(table({"test images": {"": found}}))
         console.print(f"Originals above their reconstructions: {folder.path / PICTURE}")
     else:
         console.print(f"Best test accuracy, top 1: {training.best_accuracy:.2%}")
     console.print(f"Log: {folder.path / LOG}, network: {folder.path / CHECKPOINT}")
+    if training.config.preset == "digits":
+        console.print(NEXT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the script with these flags, or the command line's; returns the exit status."""
     leads = os.environ.get("RANK", "0") == "0"
-    console = Console(highlight=False, soft_wrap=True, quiet=not leads)
-    try:
+    console = Terminal(highlight=False, soft_wrap=True, quiet=not leads)
+
+    def body() -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments, prints=leads)
         with join(config.device) as team, explaining_dead_workers():
             return run(config, team, console)
-    except RunError as error:
-        if leads:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped before there was anything to keep.", file=sys.stderr)
-        return 130
+
+    return ending(body, prints=leads)
 
 
 if __name__ == "__main__":

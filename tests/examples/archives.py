@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 
-from images.cifar10 import FOLDER
+from images.published import FOLDER
 
 NAMES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiment.settings import find_recipe
-from networks.presets import PRESETS
+from experiment.settings import recipe
+from presets import PRESETS
 
-THREE_STAGES = {"cifar10", "cifar10-small", "digits", "resnet-digits", "revnet-digits"}
+THREE_STAGES = {"cifar10", "digits", "resnet-digits", "revnet-digits"}
 # Where a last bit turns a unit of a ReLU on or off, all gradients before it are 0.02 off. Those of
 # the wrong kernels were 0.6 off and more.
 TOLERANCE = 0.1
@@ -18,11 +18,11 @@ TOLERANCE = 0.1
 def largest_error(name):
     """The largest relative error of a parameter's gradient, with a block in each stage."""
     torch.manual_seed(0)
-    network = PRESETS[name](num_classes=8, blocks=(1,) * (3 if name in THREE_STAGES else 4))
+    network = PRESETS[name].build(num_classes=8, blocks=(1,) * (3 if name in THREE_STAGES else 4))
     for part in network.modules():
         if isinstance(part, nn.Dropout):  # drops others in another layout
             part.p = 0.0
-    side = find_recipe(name).image_size
+    side = recipe(name).image_size
     x = torch.randn(8, network.in_channels, side, side)
     right = gradients(network, x, torch.contiguous_format)
     found = gradients(network, x, torch.channels_last)

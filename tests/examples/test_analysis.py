@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 from pathlib import Path
@@ -9,65 +10,64 @@ from rich.console import Console
 
 from analyses.analysis import (
     Settings,
+    few_images,
     images,
     in_arithmetic,
+    normalised,
     progress,
     provenance,
-    run_script,
     save,
 )
-from experiment.folder import RunError
-from experiment.settings import RECIPES
-from networks.presets import PRESETS
+from errors import RunError, run_script
+from experiment.settings import recipe
+from presets import PRESETS
 from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")
+QUIET = Console(quiet=True)
 
 
 def network(preset, **overrides):
-    model = PRESETS[preset](10, **overrides)
-    return Network(model, RECIPES[preset], 10, "untrained")
+    model = PRESETS[preset].build(10, **overrides)
+    return Network(model, recipe(preset), tuple("0123456789"), "untrained")
 
 
-def test_images_are_those_that_the_network_was_trained_on(digits_run):
-    trained = load_network(digits_run, CPU)
-    test = images(trained, None, "test", CPU, None)
-    assert test.count == 360
-    assert len(test) == len(list(test))
-    x, _ = images(trained, None, "train", CPU, 50).together()
+@pytest.fixture
+def trained(digits_run):
+    return load_network(digits_run, CPU)
+
+
+def test_images_are_those_that_the_network_was_trained_on(trained):
+    test = images(trained, "test")
+    assert len(test.images) == 360
+    assert len(test) == len(list(test.epoch()))
+    x = torch.cat([x for x, _ in normalised(trained, images(trained, "train", 50))])
     assert x.shape == (50, 1, 16, 16)
     # Its own mean and deviation.
     assert abs(x.mean()) < 0.1
     assert abs(x.std() - 1) < 0.1
 
 
-def test_fewer_images_are_spread_evenly_over_all(digits_run):
-    trained = load_network(digits_run, CPU)
-    x, labels = images(trained, None, "test", CPU, None).together()
-    some, their_labels = images(trained, None, "test", CPU, 200).together()
-    places = [i * 360 // 200 for i in range(200)]
-    assert torch.equal(some, x[places])
-    assert torch.equal(their_labels, labels[places])
+def test_fewer_images_are_spread_evenly_over_all(trained):
+    every, some = few_images(trained, 1000), few_images(trained, 200)
+    assert len(every) == 360
+    assert torch.equal(some, every[[i * 360 // 200 for i in range(200)]])
 
 
-def test_other_images_can_be_asked_for(digits_run):
+def test_other_images_can_be_asked_for(digits_run, tmp_path):
+    network = Settings(weights=digits_run, data=str(tmp_path / "nowhere")).load()
     with pytest.raises(RunError, match="nowhere"):
-        images(load_network(digits_run, CPU), "nowhere", "test", CPU, None)
+        images(network, "test")
 
 
-def test_more_images_than_there_are_is_all(digits_run):
-    assert images(load_network(digits_run, CPU), None, "test", CPU, 1000).count == 360
-
-
-def test_no_images_is_an_error(digits_run):
+def test_no_images_is_an_error(trained):
     with pytest.raises(RunError, match="--limit must be at least 1, got 0"):
-        images(load_network(digits_run, CPU), None, "test", CPU, 0)
+        images(trained, "test", 0)
 
 
 @pytest.mark.parametrize("quantum", [None, 2**-16])
-def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(digits_run, quantum):
-    trained = load_network(digits_run, CPU)
-    x, _ = images(trained, None, "test", CPU, 4).together()
+def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(trained, quantum):
+    x = few_images(trained, 4)
     copy = in_arithmetic(trained, dtype=torch.float64, quantum=quantum)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -75,9 +75,8 @@ def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(digits_run,
         )
 
 
-def test_a_copy_computes_on_its_grid_or_on_none(digits_run):
-    trained = load_network(digits_run, CPU)
-    x, _ = images(trained, None, "test", CPU, 1).together()
+def test_a_copy_computes_on_its_grid_or_on_none(trained):
+    x = few_images(trained, 1)
     with torch.no_grad():
         on_grid = in_arithmetic(trained, dtype=torch.float32, quantum=2**-8).features(x) * 2**8
         on_none = in_arithmetic(trained, dtype=torch.float32, quantum=None).features(x) * 2**8
@@ -94,53 +93,76 @@ def test_only_i_revnets_have_copies_in_other_arithmetic():
 
 def test_results_are_a_figure_in_two_formats_and_numbers(tmp_path):
     numbers = {"a": torch.tensor([1.5, math.nan]), "b": {"c": (Path("x"), math.inf, 2)}}
-    paths = save(tmp_path / "deep" / "er", "name", Figure(layout="constrained"), numbers)
-    assert [path.name for path in paths] == ["name.png", "name.pdf", "name.json"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG")
-    assert paths[1].read_bytes().startswith(b"%PDF")
-    assert json.loads(paths[2].read_text()) == {"a": [1.5, None], "b": {"c": ["x", None, 2]}}
+    save(tmp_path, "name", Figure(layout="constrained"), numbers, QUIET)
+    assert (tmp_path / "name.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "name.pdf").read_bytes().startswith(b"%PDF")
+    found = json.loads((tmp_path / "name.json").read_text())
+    assert found == {"a": [1.5, None], "b": {"c": ["x", None, 2]}}
 
 
-def test_results_that_cannot_be_written_are_an_error(tmp_path):
+def test_results_that_cannot_be_written_are_told_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
-        save(tmp_path / "file", "name", Figure(), {})
+        Settings(out=tmp_path / "file/x").check()
 
 
-def test_numbers_say_where_they_come_from(digits_run):
-    found = provenance(Settings(seed=3), load_network(digits_run, CPU))
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_not_all_take_are_refused(tmp_path, seed):
+    with pytest.raises(RunError, match=r"--seed (must be at least 0|takes 32 bits), got"):
+        Settings(out=tmp_path, seed=seed).check()
+
+
+def test_numbers_say_where_they_come_from(trained, digits_run):
+    found = provenance(Settings(seed=3), trained)
     assert found["settings"]["seed"] == 3
     assert str(digits_run) in found["weights"]
     assert found["data"] == "digits"
+    assert found["classes"] == tuple("0123456789")
 
 
 def test_progress_gives_every_item():
-    assert list(progress((i for i in range(3)), "counting", Console(), 3)) == [0, 1, 2]
+    assert list(progress((i for i in range(3)), "counting", QUIET, 3)) == [0, 1, 2]
 
 
-def test_a_script_reads_its_flags_and_seeds_torch():
-    drawn = []
+def test_a_script_reads_its_flags():
+    seen = []
 
-    def body(settings, device, _):
-        drawn.append((settings, device, torch.rand(1)))
+    def body(settings, _):
+        seen.append(settings)
 
-    for _ in range(2):
-        assert run_script(Settings, body, ["--seed", "7", "--data", "x", "--device", "cpu"]) == 0
-    assert drawn[0] == drawn[1]
-    assert drawn[0][:2] == (Settings(seed=7, data="x", device="cpu"), CPU)
+    assert run_script(Settings, body, ["--seed", "7", "--data", "x", "--device", "cpu"]) == 0
+    assert seen == [Settings(seed=7, data="x", device="cpu")]
 
 
-def test_what_can_be_mended_is_one_line(capsys):
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(RunError("do this."), 1, "error: do this.\n"), (KeyboardInterrupt(), 130, "Stopped")],
+)
+def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, message):
     def body(*_):
-        raise RunError("do this.")
+        raise error
 
-    assert run_script(Settings, body, []) == 1
-    assert capsys.readouterr().err == "error: do this.\n"
+    assert run_script(Settings, body, []) == status
+    assert capsys.readouterr().err.startswith(message)
 
 
-def test_ctrl_c_stops_a_script(capsys):
-    def body(*_):
-        raise KeyboardInterrupt
-
-    assert run_script(Settings, body, []) == 130
-    assert "Stopped" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_imagenet",
+        "evaluate",
+        "convert",
+        "curves",
+        "invert",
+        "interpolate",
+        "spectrum",
+        "separation",
+    ],
+)
+def test_help_is_plain_text(name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    shown = capsys.readouterr().out
+    assert "::" not in shown
+    assert "``" not in shown
+    assert max(map(len, shown.splitlines()[1:])) <= 100

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -10,18 +11,18 @@ import torch
 from archives import pack, write
 from pictures import noise, rows
 
-from experiment.folder import RunError
-from experiment.settings import RECIPES
-from images.batches import Normalise, Share, load_data, load_plain
-from images.image_files import centre_crop
+from errors import RunError
+from experiment.settings import recipe
+from images.batches import Normalise, check_classes, load_training, open_images, plain
+from images.files import centre_crop
 
 CPU = torch.device("cpu")
-SHIFTED = replace(RECIPES["cifar10"], image_size=8, padding=2, batch_size=4, workers=0)
+SHIFTED = replace(recipe("cifar10"), image_size=8, padding=2, batch_size=4, workers=0)
 CROPPED = replace(SHIFTED, augmentation="resized-crop")
 
 
 def digits(_):
-    return replace(RECIPES["digits"], batch_size=64)
+    return replace(recipe("digits"), batch_size=64)
 
 
 def folder(root):
@@ -63,8 +64,17 @@ def config(request, tmp_path, monkeypatch):
     return settings
 
 
-def epoch(config, number=0, start=0, share=None):
-    return list(load_data(config, CPU, share or Share()).train.epoch(number, start))
+def training(config, *share):
+    train, _ = load_training(config, CPU, *share)
+    return train
+
+
+def load_plain(config, part):
+    return plain(open_images(config, part), config, CPU)
+
+
+def epoch(config, number=0, start=0, share=()):
+    return list(training(config, *share).epoch(number, start))
 
 
 def same(first, second):
@@ -74,7 +84,7 @@ def same(first, second):
 
 def test_an_epoch_can_be_entered_at_any_step_in_another_run(config):
     whole = epoch(config, 3)
-    assert len(whole) == len(load_data(config, CPU).train) > 1
+    assert len(whole) == len(training(config)) > 1
     for start in (1, len(whole)):
         assert same(epoch(config, 3, start), whole[start:])
 
@@ -86,17 +96,17 @@ def test_epochs_and_seeds_differ(config):
 
 
 def test_processes_together_train_on_what_one_alone_does(config):
-    parts = zip(*(epoch(config, 2, share=Share(rank, 2)) for rank in range(2)), strict=True)
+    parts = zip(*(epoch(config, 2, share=(rank, 2)) for rank in range(2)), strict=True)
     joined = [[torch.cat(pieces) for pieces in zip(*batches, strict=True)] for batches in parts]
     assert same(joined, epoch(config, 2))
 
 
 def test_processes_together_test_every_image_once(config):
-    tests = [load_data(config, CPU, Share(rank, 2)).test for rank in range(2)]
+    tests = [load_training(config, CPU, rank, 2)[1] for rank in range(2)]
     parts = zip(*(test.epoch() for test in tests), strict=True)
     joined = [[torch.cat(pieces) for pieces in zip(*batches, strict=True)] for batches in parts]
-    assert same(joined, load_plain(config, CPU, "test").epoch())
-    assert sum(len(labels) for _, labels in joined) == tests[0].images == tests[1].images
+    assert same(joined, load_plain(config, "test").epoch())
+    assert sum(len(labels) for _, labels in joined) == len(tests[0].images) == len(tests[1].images)
 
 
 def test_torchs_own_generator_stays_where_it_was(config):
@@ -106,26 +116,26 @@ def test_torchs_own_generator_stays_where_it_was(config):
 
 
 def test_plain_images_are_those_of_training_in_order_as_they_are(config):
-    plain = load_plain(config, CPU, "train")
-    labels = torch.cat([labels for _, labels in plain.epoch()])
-    assert len(labels) == plain.images == load_data(config, CPU).train.images
+    in_order = load_plain(config, "train")
+    labels = torch.cat([labels for _, labels in in_order.epoch()])
+    assert len(labels) == len(in_order.images) == len(training(config).images)
     changed = replace(config, seed=5, jitter=(0, 0, 0, 0), flip=False, padding=0)
-    assert same(plain.epoch(0), load_plain(changed, CPU, "train").epoch(3))
-    for images, _ in islice(plain.epoch(), 2):
+    assert same(in_order.epoch(0), load_plain(changed, "train").epoch(3))
+    for images, _ in islice(in_order.epoch(), 2):
         assert images.shape[1:] == (len(config.mean), config.image_size, config.image_size)
         assert images.dtype == torch.uint8
 
 
 def test_plain_images_in_memory_are_the_files_own_pixels(tmp_path):
     config = archive(tmp_path)
-    [(images, _)] = islice(load_plain(config, CPU, "test").epoch(), 1)
+    [(images, _)] = islice(load_plain(config, "test").epoch(), 1)
     planes = np.random.default_rng(5).integers(0, 256, (2, 3, 32, 32), np.uint8)
     assert torch.equal(images, torch.from_numpy(planes))
 
 
 def test_test_images_are_resized_as_224_to_256_before_they_are_cropped(tmp_path):
     config = replace(folder(tmp_path), image_size=14)
-    images, _ = next(load_plain(config, CPU, "test").epoch())
+    images, _ = next(load_plain(config, "test").epoch())
     first = centre_crop(noise(10, 12, seed=10), 14, resize=16)  # of those with an even number
     assert torch.equal(images[0].permute(1, 2, 0), torch.from_numpy(np.array(first)))
 
@@ -134,35 +144,43 @@ def test_colours_are_changed_in_training_alone(tmp_path):
     config = folder_with_jitter(tmp_path)
     without = replace(config, jitter=(0, 0, 0, 0))
     assert not same(epoch(config), epoch(without))
-    assert same(*(load_data(each, CPU).test.epoch() for each in (config, without)))
-
-
-def test_the_kind_of_data_and_its_size_are_described(tmp_path):
-    data = load_data(parquet(tmp_path), CPU)
-    assert data.description.endswith("shards: 9 images of 2 classes, tested on 6")
-    assert data.classes == 2
+    assert same(*(load_training(each, CPU)[1].epoch() for each in (config, without)))
 
 
 def test_more_images_a_batch_than_there_are_is_refused(tmp_path):
     with pytest.raises(RunError, match="--batch-size 50 is above the 9 training images"):
-        load_data(replace(parquet(tmp_path), batch_size=50), CPU)
+        training(replace(parquet(tmp_path), batch_size=50))
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused(tmp_path):
     with pytest.raises(RunError, match="--batch-size must be a multiple of the 3 processes, got 4"):
-        load_data(parquet(tmp_path), CPU, Share(0, 3))
+        training(parquet(tmp_path), 0, 3)
 
 
-def test_data_that_is_not_there_is_refused_with_what_there_may_be():
-    with pytest.raises(RunError, match=r"there is no nowhere: --data takes .*val/<class>.*parquet"):
-        load_data(replace(SHIFTED, data="nowhere"), CPU)
+@pytest.mark.parametrize("name", ["nowhere", "data/imagnet", "a/b/c", "x.jpg"])
+def test_data_that_is_not_there_is_named_with_what_there_may_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "x.jpg").write_text("")
+    with pytest.raises(RunError, match=rf"{tmp_path / name}\W.*val/<class>/<image>.*parquet"):
+        training(replace(SHIFTED, data=name))
+
+
+def test_the_classes_of_a_network_and_of_images_are_compared(tmp_path):
+    images = replace(open_images(folder(tmp_path), "test"), classes=("cat", "dog"))
+    check_classes(("cat", "dog"), images, "x")
+    check_classes(("0", "1"), images, "x")
+    with pytest.raises(RunError, match="class 0 of the network is 'dog', and of x it is 'cat'"):
+        check_classes(("dog", "cat"), images, "x")
+    with pytest.raises(RunError, match="tells 3 classes apart, and x has 2: give the --data"):
+        check_classes(("0", "1", "2"), images, "x")
 
 
 def test_a_preset_for_photographs_needs_data():
     with pytest.raises(
         RunError, match="--preset cifar10 trains on images of your own: give --data"
     ):
-        load_data(SHIFTED, CPU)
+        training(SHIFTED)
 
 
 def test_normalising_can_be_undone():

@@ -5,7 +5,6 @@ images consist of, and Python's colorsys.
 """
 
 import colorsys
-import random
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ import torch
 from pictures import noise
 from PIL import Image, ImageEnhance
 
-from images.colour_jitter import Changes, ColourJitter, JitteredBatches, change_colours
-from images.epochs import Epochs, Share
-from images.in_memory import TensorBatches
+from images.colour_jitter import change_colours, draw_changes
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-RELEASED = ColourJitter(0.87, 0.5, 0.5, 0.2)
+RELEASED = (0.87, 0.5, 0.5, 0.2)
 
 
 def blurred(seed, side=24):
@@ -31,7 +28,7 @@ def batch(images):
 
 
 def changed(images, factors, orders):
-    found = change_colours(batch(images), Changes(np.float32(factors), np.array(orders)))
+    found = change_colours(batch(images), np.float32(factors), np.array(orders))
     return found.permute(0, 2, 3, 1).numpy().astype(int)
 
 
@@ -114,7 +111,7 @@ def in_torchvision(image, factors, order):
 
 def test_all_changes_in_the_drawn_order_are_those_of_the_slow_way():
     images = [noise(8, 8, seed=seed) for seed in range(24)]
-    changes = RELEASED.draw(24, np.random.default_rng(0))
+    changes = draw_changes(RELEASED, 24, np.random.default_rng(0))
     ours = changed(images, *changes)
     for image, *drawn, found in zip(images, *changes, ours, strict=True):
         # Half a level by rounding; hues of greyish pixels are not exact in single precision.
@@ -123,7 +120,7 @@ def test_all_changes_in_the_drawn_order_are_those_of_the_slow_way():
 
 def test_all_changes_in_the_drawn_order_are_about_those_of_torchvision():
     images = [blurred(seed) for seed in range(100)]
-    changes = RELEASED.draw(100, np.random.default_rng(1))
+    changes = draw_changes(RELEASED, 100, np.random.default_rng(1))
     ours = changed(images, *changes)
     errors = [
         np.abs(in_torchvision(image, *drawn) - found)
@@ -135,7 +132,7 @@ def test_all_changes_in_the_drawn_order_are_about_those_of_torchvision():
 
 
 def test_factors_and_orders_cover_their_ranges():
-    factors, orders = ColourJitter(1.2, 0.5, 0.25, 0.2).draw(2000, np.random.default_rng(0))
+    factors, orders = draw_changes((1.2, 0.5, 0.25, 0.2), 2000, np.random.default_rng(0))
     ranges = np.array([[0, 2.2], [0.5, 1.5], [0.75, 1.25], [-0.2, 0.2]])
     width = np.diff(ranges)[:, 0]
     assert (factors >= ranges[:, 0]).all()
@@ -148,49 +145,23 @@ def test_factors_and_orders_cover_their_ranges():
 
 def test_changes_by_nothing_leave_all_levels_as_they_are():
     image = noise(64, 64)
-    changes = ColourJitter(0, 0, 0, 0).draw(1, np.random.default_rng(0))
+    changes = draw_changes((0, 0, 0, 0), 1, np.random.default_rng(0))
     np.testing.assert_array_equal(changed([image], *changes)[0], np.array(image))
 
 
 def test_the_image_given_stays_as_it_was():
     images = batch([noise(8, 8)])
     before = images.clone()
-    change_colours(images, RELEASED.draw(1, np.random.default_rng(0)))
+    change_colours(images, *draw_changes(RELEASED, 1, np.random.default_rng(0)))
     assert torch.equal(images, before)
 
 
 def test_grey_images_keep_hue_and_saturation():
     grey = noise(8, 8, "L")
-    changes = RELEASED.draw(1, np.random.default_rng(3))
+    changes = draw_changes(RELEASED, 1, np.random.default_rng(3))
     images = torch.from_numpy(np.array(grey))[None, None]
-    found = change_colours(images, changes)
-    in_colour = change_colours(images.expand(1, 3, 8, 8), changes)
+    found = change_colours(images, *changes)
+    in_colour = change_colours(images.expand(1, 3, 8, 8), *changes)
     assert found.shape == (1, 1, 8, 8)
     assert (found.int() - in_colour.int()).abs().max() <= 1
     assert not torch.equal(found, images)
-
-
-def jittered(share=None):
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 4, 4), np.uint8))
-    epochs = Epochs(9, 4, train=True, share=share or Share())
-    return JitteredBatches(TensorBatches(images, torch.arange(9), epochs), RELEASED, epochs)
-
-
-def images(batches, number, start=0):
-    return [images for images, _ in batches.epoch(number, start)]
-
-
-def test_colours_depend_on_the_epoch_and_the_step_alone():
-    batches = jittered()
-    assert (len(batches), batches.images) == (2, 9)
-    whole = images(batches, 1)
-    assert all(map(torch.equal, whole, images(batches, 1)))
-    assert torch.equal(whole[1], images(batches, 1, start=1)[0])
-    torch.manual_seed(random.randrange(1000))
-    assert not torch.equal(whole[0], images(batches, 2)[0])
-
-
-def test_processes_change_colours_as_one_alone():
-    parts = zip(*(images(jittered(Share(rank, 2)), 3) for rank in range(2)), strict=True)
-    for whole, part in zip(images(jittered(), 3), parts, strict=True):
-        assert torch.equal(whole, torch.cat(part))

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import convert
-from experiment.settings import RECIPES
-from trainer.training import build_model
-from trainer.weights import load_network
+from experiment.settings import recipe
+from trainer.weights import build_model, load_network
 
-CONFIG = replace(RECIPES["digits"], blocks=(1, 1, 1))
+CONFIG = replace(recipe("digits"), blocks=(1, 1, 1))
 
 
 @pytest.fixture
@@ -19,7 +18,12 @@ def run(tmp_path):
     torch.manual_seed(0)
     model = build_model(CONFIG, classes=10)
     model(torch.randn(8, 1, 16, 16))
-    state = {"config": CONFIG.as_dict(), "classes": 10, "epoch": 2, "model": model.state_dict()}
+    state = {
+        "config": CONFIG.as_dict(),
+        "classes": list("0123456789"),
+        "epoch": 2,
+        "model": model.state_dict(),
+    }
     (tmp_path / "run").mkdir()
     torch.save(state, tmp_path / "run" / "checkpoint.pt")
     return tmp_path / "run"
@@ -58,3 +62,9 @@ def test_the_target_must_be_a_safetensors_file(tmp_path, run, capsys):
 def test_a_source_that_is_not_there_is_named(tmp_path, capsys):
     assert convert.main([str(tmp_path / "none"), str(tmp_path / "it.safetensors")]) == 1
     assert f"error: there is no {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_target_that_cannot_be_written_is_told_first(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert convert.main([str(tmp_path / "none"), str(tmp_path / "file/it.safetensors")]) == 1
+    assert "error: cannot write " in capsys.readouterr().err

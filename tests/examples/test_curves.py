@@ -1,9 +1,12 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from analyses.analysis import short_names
 from curves import accuracies, draw_curves, main, smoothed_losses
 
 
@@ -33,9 +36,14 @@ def test_the_loss_is_a_moving_average_over_100_steps():
     assert means[-1] == pytest.approx(np.mean(losses[-100:]))
 
 
-def test_a_short_run_has_one_mean():
-    steps, means = smoothed_losses(records([1.0, 2.0, 3.0]))
-    assert (list(steps), list(means)) == ([3], [2.0])
+@pytest.mark.parametrize("count", [1, 3, 99, 100, 199])
+def test_a_short_run_has_a_point_for_each_step(tmp_path, count):
+    steps, losses = smoothed_losses(records(list(range(count))))
+    assert (list(steps), list(losses)) == (list(range(1, count + 1)), list(range(count)))
+    run = write_run(tmp_path / "run", [1.0] * count)
+    draw_curves([run], tmp_path / "x.png")
+    pixels = np.array(Image.open(tmp_path / "x.png").convert("RGB")).reshape(-1, 3)
+    assert (pixels == [31, 119, 180]).all(1).sum() >= 4
 
 
 def test_a_run_without_steps_has_no_curve():
@@ -73,7 +81,22 @@ def test_a_folder_without_a_log_is_named(tmp_path, capsys):
     assert "error: cannot read " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x.jsn", "x"])
+def test_a_picture_that_cannot_be_drawn_is_told_with_those_that_can(tmp_path, capsys, name):
+    run = write_run(tmp_path / "run", [1.0])
+    assert main([str(run), "--out", str(tmp_path / name)]) == 1
+    assert re.search(rf"cannot draw .*{name}: its name must end in .*png", capsys.readouterr().err)
+
+
+def test_runs_of_one_preset_have_names_that_tell_them_apart():
+    assert short_names([("b", Path("runs/1")), ("a", Path("runs/1"))]) == ["b", "a"]
+    long = [("b", Path(f"/very/long/{i}/path/of/the/run/checkpoint.pt")) for i in (1, 2)]
+    assert short_names(long) == ["b (1)", "b (2)"]
+    assert short_names([("b", Path("x")), ("b", Path("x"))]) == ["b", "b"]
+    assert max(map(len, short_names([("b", Path("x" * 99)), ("b", Path("y" * 99))]))) < 30
+
+
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
     run = write_run(tmp_path / "run", [1.0])
-    assert main([str(run), "--out", str(tmp_path / "no/curves.png")]) == 1
+    assert main([str(run), "--out", str(run / "log.jsonl/curves.png")]) == 1
     assert "error: cannot write " in capsys.readouterr().err

@@ -4,7 +4,9 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,10 @@ from pictures import write_folders
 from processes import free_port, run_two
 from torch import distributed
 
-from experiment.folder import RunError, load_checkpoint, read_log
+from errors import RunError
+from experiment.folder import load_checkpoint, read_log
 from experiment.settings import parse
-from images.batches import Share, load_data
+from images.batches import load_training
 from train_imagenet import main
 from trainer import training
 from trainer.distributed import Team, own_device
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.skipif(
 # Three steps an epoch.
 FLAGS = ["--data", "images", "--preset", "digits", "--blocks", "1", "1", "1", "--epochs", "2"]
 FLAGS += ["--batch-size", "16", "--milestones", "1", "--threads", "1", "--workers", "0"]
+MOVING = ["--ema", "0.9", "--clip-norm", "1", "--no-decay-norms"]
 FLAGS += ["--image-size", "32"]  # 16 would leave batch statistics a pixel of each image
 
 
@@ -40,18 +44,22 @@ def ran(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         two = run_two(__file__, *(free_port() for _ in work()))
-        assert main([*FLAGS, "--out", "one", "--accumulate", "2"]) == 0
+        assert main([*FLAGS, *MOVING, "--out", "one", "--accumulate", "2"]) == 0
     return SimpleNamespace(folder=folder, two=two)
 
 
 def work():
     """What the processes do: flags, the step at which the second gets SIGTERM, and the status."""
-    sharded = [*FLAGS, "--parallel", "fsdp", "--out", "sharded"]
+    sharded = [*FLAGS, *MOVING, "--parallel", "fsdp", "--out", "sharded"]
+    tuned = [*FLAGS, "--parallel", "fsdp", "--out", "tuned", "--weights", "copied"]
+    tuned += ["--optimizer", "adamw", "--lr", "0.001"]
     unreadable = [*FLAGS, "--data", "broken", "--batch-size", "4", "--augmentation", "resized-crop"]
     return [
-        ([*FLAGS, "--out", "copied"], None, 0),
+        ([*FLAGS, *MOVING, "--out", "copied"], None, 0),
         (sharded, 4, 143),
-        ([*sharded, "--resume"], None, 0),
+        (["--resume", "auto", "--out", "sharded"], None, 0),
+        (tuned, 4, 143),
+        (["--resume", "--out", "tuned"], None, 0),
         # One of them cannot read its images: this ends both processes, and is the last.
         ([*unreadable, "--out", "unreadable"], None, 1),
     ]
@@ -107,7 +115,7 @@ def test_sharded_processes_stop_together_and_go_on(ran):
     assert sharded["epoch"] == 2
     for state in (copied, sharded):
         state["optimizer"] = state["optimizer"]["state"]
-    for part in ("model", "optimizer"):
+    for part in ("model", "average", "optimizer"):
         torch.testing.assert_close(sharded[part], copied[part], rtol=1e-4, atol=1e-5)
     assert sharded["model"]["classifier.weight"].is_contiguous()
     assert losses(ran.folder / "sharded") == pytest.approx(losses(ran.folder / "copied"), rel=1e-4)
@@ -117,9 +125,9 @@ def test_sharded_processes_stop_together_and_go_on(ran):
 @pytest.mark.slow
 def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
     monkeypatch.chdir(ran.folder)
-    config = parse([*FLAGS, "--out", str(ran.folder / "copied")])
+    config = parse([*FLAGS, *MOVING, "--out", str(ran.folder / "copied")])
     cpu = torch.device("cpu")
-    alone = training.Training(config, load_data(config, cpu), Team(cpu))
+    alone = training.Training(config, load_training(config, cpu), Team(cpu))
     alone.restore(load_checkpoint(ran.folder / "copied"))
     *_, last = read_log(ran.folder / "copied")
     found = alone.test(lambda: None).read()
@@ -130,7 +138,7 @@ def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
 def test_one_process_speaks_for_all(ran):
     first, second = (output for _, output, _ in ran.two)
     assert second == ""
-    assert first.count("epoch 2/2 ") == 2
+    assert first.count("epoch 2/2 ") == 3
     assert "sharded/checkpoint.pt holds the state behind step 4: go on" in first
 
 
@@ -143,10 +151,31 @@ def test_the_failure_of_a_process_ends_all_with_its_message(ran):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 5])  # before and behind the first checkpoint
+def test_torchrun_starts_again_what_was_killed_and_it_goes_on(tmp_path, step):
+    write_folders(tmp_path / "images", train=24)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", "--master-port", free_port()]
+    script = Path(__file__).with_name("restarted.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [*command, str(script), str(step), *FLAGS, "--out", "run"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "the run's folder is run, " in ran.stdout.lower()
+    records = [line["iteration"] for line in read_log(tmp_path / "run") if "losses" in line]
+    assert records == [3, 6]
+
+
 def test_the_last_test_images_may_be_fewer_than_the_processes():
     config = parse(["--batch-size", "358", "--blocks", "1", "1", "1"])  # of 360
     cpu = torch.device("cpu")
-    first = training.Training(config, load_data(config, cpu, Share(0, 179)), Team(cpu))
+    first = training.Training(config, load_training(config, cpu, 0, 179), Team(cpu))
     batches = []
     tally = first.test(lambda: batches.append(1))  # where the processes meet
     assert len(batches) == 2

@@ -1,5 +1,6 @@
 """The accuracy of trained networks."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import evaluate
-from experiment.settings import RECIPES
-from images.batches import Normalise, load_plain
-from trainer.training import build_model
-from trainer.weights import Network, load_network, save_weights
+from analyses import analysis
+from experiment.settings import recipe
+from images.batches import Normalise, open_images, plain
+from trainer.weights import Network, build_model, load_network, save_weights
 
 CPU = torch.device("cpu")
 
@@ -22,9 +23,11 @@ CPU = torch.device("cpu")
 def digits(tmp_path):
     """An untrained network for the digits, in a file."""
     torch.manual_seed(0)
-    config = replace(RECIPES["resnet-digits"], blocks=(1, 1, 1))
+    config = replace(recipe("resnet-digits"), blocks=(1, 1, 1))
     path = tmp_path / "digits.safetensors"
-    save_weights(path, Network(build_model(config, 10).eval(), config, 10, "made up"))
+    save_weights(
+        path, Network(build_model(config, 10).eval(), config, tuple("0123456789"), "made up")
+    )
     return path
 
 
@@ -35,7 +38,9 @@ def run(*flags):
 def test_the_numbers_are_those_counted_by_hand(tmp_path, digits, capsys):
     network = load_network(digits, CPU)
     config = network.config
-    images, labels = map(torch.cat, zip(*load_plain(config, CPU, "test").epoch(), strict=True))
+    images, labels = map(
+        torch.cat, zip(*plain(open_images(config, "test"), config, CPU).epoch(), strict=True)
+    )
     with torch.no_grad():
         logits = network.model(Normalise(config.mean, config.std, CPU)(images))
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
@@ -78,14 +83,36 @@ class Bright(torch.nn.Module):
 
 def test_the_classes_of_a_folder_are_in_the_order_of_their_names(tmp_path, monkeypatch):
     classes = ("n0001", "n0002", "n0010")
-    config = replace(RECIPES["digits"], mean=(0.0,), std=(1.0,))
-    network = Network(Bright(3), config, 3, "made up")
-    monkeypatch.setattr(evaluate, "load_network", lambda *_: network)
+    config = replace(recipe("digits"), mean=(0.0,), std=(1.0,))
+    network = Network(Bright(3), config, classes, "made up")
+    monkeypatch.setattr(analysis, "load_network", lambda *_: network)
     data = image_folder(tmp_path / "data", classes)
-    assert run("--data", data, "--json", tmp_path / "x.json") == 0
-    found = json.loads((tmp_path / "x.json").read_text())
+    out = tmp_path / "x.json", tmp_path / "x.csv"
+    assert run("--data", data, "--json", out[0], "--predictions", out[1]) == 0
+    found = json.loads(out[0].read_text())
     assert (found["images"], found["accuracy"]) == (6, 1.0)
-    assert "top5_accuracy" not in found
+    assert found["accuracy_by_class"] == dict.fromkeys(classes, 1.0)
+    first, *_, last = csv.DictReader(out[1].read_text().splitlines())
+    assert (first["image"], first["class"]) == ("n0001/0.png", "n0001")
+    assert (last["image"], last["class"], last["found"]) == ("n0010/1.png", *2 * ["n0010"])
+    assert 1 / 3 < float(last["probability"]) < 1
+
+
+def test_classes_of_other_names_are_refused(tmp_path, monkeypatch, capsys):
+    config = replace(recipe("digits"), mean=(0.0,), std=(1.0,))
+    network = Network(Bright(2), config, ("cat", "dog"), "made up")
+    monkeypatch.setattr(analysis, "load_network", lambda *_: network)
+    data = image_folder(tmp_path / "data", ("dog", "cat", "cow")[:2])
+    assert run("--data", image_folder(tmp_path / "others", ("ant", "dog"))) == 1
+    assert "class 0 of the network is 'cat', and of" in capsys.readouterr().err
+    assert run("--data", data) == 0
+
+
+@pytest.mark.parametrize("flag", ["--json", "--predictions"])
+def test_results_that_cannot_be_written_are_told_first(tmp_path, capsys, flag):
+    (tmp_path / "file").touch()
+    assert run("--weights", "none", flag, tmp_path / "file/x") == 1
+    assert "error: cannot write " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("classes", [9, 11])

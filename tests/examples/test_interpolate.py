@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.analysis import images, in_arithmetic
-from experiment.folder import RunError
+from analyses.analysis import few_images, in_arithmetic
+from errors import RunError
 from interpolate import decode_line, distances, evenly_along, main, mix
 from networks.irevnet import IRevNet
 from trainer.weights import load_network
@@ -26,8 +26,7 @@ def model(trained):
 
 @pytest.fixture(scope="module")
 def pair(trained):
-    x, _ = images(trained, None, "test", CPU, 2).together()
-    return x.double()
+    return few_images(trained, 2).double()
 
 
 def line(model, pair, **changes):

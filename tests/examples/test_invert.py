@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.analysis import images
-from experiment.folder import RunError
-from experiment.settings import RECIPES
-from invert import Noise, in_mode, main
-from networks.presets import PRESETS
+from analyses.analysis import few_images
+from errors import RunError
+from experiment.settings import recipe
+from invert import in_mode, main, noise
+from presets import PRESETS
 from trainer.weights import Network, load_network, save_weights
 
 CPU = torch.device("cpu")
@@ -23,33 +23,26 @@ def found(digits_run, tmp_path_factory):
     return json.loads((out / "invert.json").read_text()), out
 
 
-def noise(**changes):
-    settings = {"images": 10, "shape": (1, 8, 8), "batch_size": 4, "seed": 0, "device": CPU}
-    return Noise(**settings | changes)
-
-
-def pixels(source):
-    return torch.cat([batch for batch, _ in source.epoch()])
+def pixels(**changes):
+    options = {"count": 10, "mode": "L", "side": 8, "seed": 0} | changes
+    found = noise(**options)
+    return found.__getitems__([(index, None) for index in range(len(found))])[0]
 
 
 def test_noise_is_the_same_each_time_and_another_for_another_seed():
-    assert torch.equal(pixels(noise()), pixels(noise()))
-    assert not torch.equal(pixels(noise()), pixels(noise(seed=1)))
+    assert torch.equal(pixels(), pixels())
+    assert not torch.equal(pixels(), pixels(seed=1))
+    assert pixels(mode="RGB").shape == (10, 8, 8, 3)
 
 
 def test_noise_is_uniform():
-    found = pixels(noise(images=400, batch_size=64))
-    assert found.shape == (400, 1, 8, 8)
+    found = pixels(count=400)
+    assert found.shape == (400, 8, 8, 1)
     assert found.dtype == torch.uint8
     counts = np.bincount(found.flatten(), minlength=256)
     # 100 of each value are expected: six deviations to either side.
     assert counts.min() > 40
     assert counts.max() < 160
-
-
-def test_noise_goes_on_from_any_step():
-    later = torch.cat([batch for batch, _ in noise().epoch(start=1)])
-    assert torch.equal(later, pixels(noise())[4:])
 
 
 @pytest.mark.slow
@@ -64,7 +57,7 @@ def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
 def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, digits_run):
     results, _ = found
     trained = load_network(digits_run, CPU)
-    x, _ = images(trained, None, "test", CPU, 40).together()
+    x = few_images(trained, 40)
     rounding = x - (x * 2**16).round() / 2**16
     errors = rounding.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
     measured = results["test images"]["exact"]
@@ -122,12 +115,13 @@ def test_features_beyond_the_range_of_exact_sums_are_explained(digits_run, tmp_p
         for weight in trained.model.body.parameters():
             weight *= 100
     weights = tmp_path / "large.safetensors"
-    save_weights(weights, Network(trained.model, trained.config, 10, "large weights"))
+    save_weights(weights, Network(trained.model, trained.config, trained.classes, "large weights"))
     assert main(["--weights", str(weights), "--out", str(tmp_path), *FLAGS]) == 1
     assert "Leave the exact mode out: --modes float32 float64" in capsys.readouterr().err
 
 
 def test_what_has_no_inverse_is_refused():
-    resnet = Network(PRESETS["resnet-digits"](10), RECIPES["resnet-digits"], 10, "untrained")
+    model, config = PRESETS["resnet-digits"].build(), recipe("resnet-digits")
+    resnet = Network(model, config, tuple("0123456789"), "untrained")
     with pytest.raises(RunError, match="only an i-RevNet can be decoded"):
         in_mode(resnet, "float32")

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import resnet
-from networks.resnet import ResNet, resnet50, resnet_digits
+from networks.resnet import ResNet
+from presets import PRESETS
 
 SMALL = {
     "blocks": (1, 2),
@@ -22,7 +23,7 @@ SMALL = {
 @pytest.fixture
 def fifty():
     with torch.device("meta"):
-        return resnet50()
+        return PRESETS["resnet50"].build()
 
 
 def test_the_names_are_those_of_torchvision(fifty):
@@ -78,7 +79,7 @@ def test_a_block_adds_before_the_last_relu():
 
 
 def test_convolutions_keep_the_variance_of_gradients():
-    weight = resnet_digits().layer3[1].conv2.weight
+    weight = PRESETS["resnet-digits"].build().layer3[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.05)
 
 

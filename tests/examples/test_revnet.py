@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from invertible import InvertibleSequential
 from invertible.testing import inversecheck
 from networks import revnet
-from networks.revnet import RevNet, StoredUnit, revnet56
+from networks.revnet import RevNet, StoredUnit
+from presets import PRESETS
 
 SMALL = {
     "blocks": (3, 2),
@@ -29,7 +30,7 @@ def small(**settings):
 
 def test_there_are_56_layers():
     with torch.device("meta"):
-        network = revnet56(quantum=None)
+        network = PRESETS["revnet56"].build(quantum=None)
     residuals = [part for part in network.modules() if isinstance(part, revnet.Bottleneck)]
     assert len(residuals) == 18
     convolutions = sum(isinstance(m, nn.Conv2d) for part in residuals for m in part)

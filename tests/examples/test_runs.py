@@ -1,31 +1,47 @@
-import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from errors import RunError, try_writing, writing
 from experiment.folder import (
-    RunError,
     RunFolder,
     folder_to_resume,
     load_checkpoint,
     new_folder,
     read_log,
+    read_settings,
     save_checkpoint,
-    writing,
 )
 
 pytestmark = pytest.mark.usefixtures("_in_a_folder_of_its_own")
 
 
-def folder(name="run"):
-    return RunFolder(new_folder(Path(name)))
+OPEN = []
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def folder(**options):
+    OPEN.append(RunFolder.new(Path("run"), **options))
+    return OPEN[-1]
+
+
+def opened():
+    OPEN.append(RunFolder(Path("run")))
+    return OPEN[-1]
 
 
 def names(path):
-    return sorted(entry.name for entry in path.iterdir())
+    return sorted(entry.name for entry in path.iterdir() if entry.name != ".holder")
 
 
 @contextmanager
@@ -121,7 +137,8 @@ def test_lines_of_the_log_behind_the_checkpoint_are_dropped():
         run.log({"iteration": step})
     run.save({"step": 2})
     run.log({"iteration": 3})
-    again = RunFolder(run.path)
+    run.close()
+    again = opened()
     assert again.resume()["step"] == 2
     assert read_log(run.path) == [{"iteration": 1}, {"iteration": 2}]
     again.log({"iteration": 3})
@@ -132,7 +149,7 @@ def test_lines_of_the_log_behind_the_checkpoint_are_dropped():
 def test_a_log_that_cannot_be_read_is_named():
     with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
         read_log(Path("run"))
-    (folder().path / "log.jsonl").write_text("{")
+    (new_folder(Path("run")) / "log.jsonl").write_text("{")
     with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
         read_log(Path("run"))
 
@@ -155,7 +172,7 @@ def test_the_best_checkpoint_stays_when_others_follow(monkeypatch, links):
 
 
 def test_only_one_process_of_a_run_writes():
-    run = RunFolder.new(Path("run"), writes=False)
+    run = folder(writes=False)
     run.write_settings({})
     run.log({})
     run.save({})
@@ -165,4 +182,78 @@ def test_only_one_process_of_a_run_writes():
 
 def test_the_settings_can_be_read():
     folder().write_settings({"lr": 0.1, "mean": (0.5,)})
-    assert json.loads(Path("run/settings.json").read_text()) == {"lr": 0.1, "mean": [0.5]}
+    assert read_settings(Path("run")) == {"lr": 0.1, "mean": [0.5]}
+
+
+def test_two_processes_cannot_have_one_folder():
+    run = folder()
+    who = f"run is held by process {os.getpid()} of "
+    for enter in (lambda: new_folder(Path("run")), opened):
+        with pytest.raises(RunError, match=who):
+            enter()
+    save_checkpoint(run.path, {})
+    with pytest.raises(RunError, match=f"{who}.*let that end first"):
+        opened()
+    run.close()
+    opened()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_of_two_processes_that_start_together_one_gets_the_folder():
+    for number in range(20):
+        start, children = time.time() + 0.02, []
+        for _ in range(2):
+            child = os.fork()
+            if not child:
+                while time.time() < start:
+                    pass
+                try:
+                    new_folder(Path(str(number)))
+                except RunError:
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        assert sorted(os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children) == [0, 1]
+
+
+def test_what_a_killed_run_left_is_taken_up_only_when_asked_for():
+    run = folder()
+    run.log({"iteration": 1})
+    run.close()
+    with pytest.raises(RunError, match=r"has no checkpoint yet\. If it is gone, --resume auto"):
+        folder()
+    folder(again=True)
+    assert names(Path("run")) == []
+
+
+def test_a_run_that_did_nothing_leaves_nothing():
+    run = folder()
+    run.write_settings({})
+    run.log({})
+    run.discard()
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
+def test_a_checkpoint_whose_bytes_have_changed_is_refused(at):
+    run = folder()
+    run.save({"weights": torch.ones(100_000)})
+    path = run.path / "checkpoint.pt"
+    damaged = bytearray(path.read_bytes())
+    middle = int(len(damaged) * at)
+    damaged[middle : middle + 8] = b"\xff" * 8
+    path.write_bytes(damaged)
+    with pytest.raises(RunError, match=r"cannot read run/checkpoint.pt: the checksum of "):
+        load_checkpoint(run.path)
+
+
+def test_a_place_for_results_is_tried_at_once():
+    Path("file").touch()
+    try_writing(Path("new/er/x.json"))
+    try_writing(Path("folder"), folder=True)
+    assert Path("new/er").is_dir()
+    assert names(Path("folder")) == []
+    for path, is_folder in (("file/x", False), ("file", True), ("folder", False)):
+        with pytest.raises(RunError, match=f"cannot write {path}: "):
+            try_writing(Path(path), folder=is_folder)

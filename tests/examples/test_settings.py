@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiment.folder import RunError
-from experiment.settings import RECIPES, Config, parse
-from networks.presets import PRESETS
+from errors import RunError
+from experiment.folder import save_checkpoint
+from experiment.settings import Config, parse, recipe
+from presets import PRESETS
 
 STEPS = 5  # in an epoch
 
@@ -16,18 +17,17 @@ def rates(config, iterations):
 
 
 def test_each_preset_has_a_recipe():
-    assert RECIPES.keys() == PRESETS.keys()
-    for preset, recipe in RECIPES.items():
-        assert recipe.preset == preset
-        assert parse(["--preset", preset]) == recipe
+    for preset in PRESETS:
+        assert recipe(preset).preset == preset
+        assert parse(["--preset", preset]) == recipe(preset)
 
 
 def test_flags_complete_the_recipe_of_the_preset():
-    assert parse([]) == RECIPES["digits"]
-    assert parse(["--data", "x"]) == replace(RECIPES["b"], data="x")
-    assert parse(["--data=x", "--preset", "a"]) == replace(RECIPES["a"], data="x")
+    assert parse([]) == recipe("digits")
+    assert parse(["--data", "x"]) == replace(recipe("b"), data="x")
+    assert parse(["--data=x", "--preset", "a"]) == replace(recipe("a"), data="x")
     cifar = parse(["--preset=cifar10", "--data", "x", "--lr", "0.2"])
-    assert cifar == replace(RECIPES["cifar10"], data="x", lr=0.2)
+    assert cifar == replace(recipe("cifar10"), data="x", lr=0.2)
 
 
 def test_the_recipes_for_imagenet_are_those_of_the_code_and_the_paper():
@@ -104,6 +104,12 @@ def test_a_cosine_falls_to_zero():
         (["--jitter", "1", "1", "1", "0.6"], "--jitter takes a hue of at most 0.5"),
         (["--std", "0"], "--mean and --std take one number a channel"),
         (["--mean", "0", "0"], "--mean and --std take one number a channel"),
+        (["--mean", "nan"], "--mean must be finite, got (nan,)"),
+        (["--lr", "inf"], "--lr must be finite, got inf"),
+        (["--seed", str(2**64)], "--seed takes 64 bits"),
+        (["--seed", str(-(2**63) - 1)], "--seed takes 64 bits"),
+        (["--ema", "1"], "--ema is 0 to below 1"),
+        (["--mixup", "-1"], "--mixup cannot be negative"),
         (["--epochs", "3", "--iterations", "9"], "--epochs and the 9 --iterations exclude"),
     ],
 )
@@ -127,13 +133,74 @@ def test_settings_survive_json():
 
 def test_a_resumed_run_may_change_where_it_runs_but_not_what():
     saved = Config(data="here").as_dict()
-    free = Config(data="there", device="cuda", workers=8, threads=3, out=Path("run"), resume=True)
-    free = replace(free, log_every=7, save_every=1.0, parallel="fsdp", compile=True, epochs=200)
+    free = Config(data="there", device="cuda", workers=8, threads=3, out=Path("run"), resume="yes")
+    free = replace(
+        free,
+        log_every=7,
+        save_every=1.0,
+        parallel="fsdp",
+        compile=True,
+        epochs=200,
+        lr=0.5,
+        clip_norm=1.0,
+    )
     assert free.differences(saved) == []
-    assert Config(lr=0.5, seed=1).differences(saved) == [
-        "--lr was 0.1, is 0.5",
+    assert Config(momentum=0.5, seed=1).differences(saved) == [
+        "--momentum was 0.9, is 0.5",
         "--seed was 0, is 1",
     ]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a run in the working folder, with its settings."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/irevnet/3")
+    folder.mkdir(parents=True)
+    save_checkpoint(folder, {})
+    config = parse(["--preset", "cifar10", "--data", "x", "--lr", "0.3", "--blocks", "1", "2"])
+    (folder / "settings.json").write_text(json.dumps(config.as_dict()))
+    return folder, config
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", "--out", "runs/irevnet/3"]])
+def test_a_resumed_run_has_its_settings_but_for_the_flags_given(run, words):
+    folder, config = run
+    assert parse(words) == replace(config, out=folder, resume="yes")
+    assert parse([*words, "--lr", "1"]) == replace(config, out=folder, resume="yes", lr=1.0)
+
+
+def test_auto_goes_on_if_it_can_and_begins_otherwise(run):
+    folder, config = run
+    found = parse(["--resume", "auto", "--out", str(folder)])
+    assert found == replace(config, out=folder, resume="auto")
+    fresh = parse(["--resume", "auto", "--out", "new", "--lr", "1"])
+    assert fresh == replace(recipe("digits"), out=Path("new"), resume="auto", lr=1.0)
+    with pytest.raises(RunError, match="--resume auto needs --out"):
+        parse(["--resume", "auto"])
+
+
+def test_what_torchrun_starts_again_goes_on(run, monkeypatch):
+    folder, config = run
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert parse([]) == replace(config, out=folder, resume="auto")
+    assert parse(["--out", "new"]).resume == "auto"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert parse([]) == recipe("digits")
+
+
+def test_settings_of_another_version_are_refused(run):
+    folder, _ = run
+    (folder / "settings.json").write_text(json.dumps({"colour": "blue"}))
+    with pytest.raises(RunError, match=r"has settings of another version: .*colour"):
+        parse(["--resume"])
+
+
+def test_data_that_is_there_is_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert parse(["--data", "here"]).data == str(tmp_path / "here")
+    assert parse(["--data", "owner/name"]).data == "owner/name"
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])

@@ -4,83 +4,71 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from experiment.folder import RunError, writing
-from images.batches import Batches, Normalise, load_plain
+from errors import RunError, at_least, try_writing, writing
+from experiment.settings import PresetName
+from images.batches import Batches, Normalise, Part, check_classes, open_images, plain
 from networks.irevnet import IRevNet
-from networks.presets import is_invertible
+from presets import is_invertible
 from trainer.distributed import find_device
-from trainer.training import build_model
-from trainer.weights import Network
+from trainer.weights import Network, build_model, load_network
 
-Part = Literal["train", "test"]
 T = TypeVar("T")
-S = TypeVar("S", bound="Settings")
 
 
 @dataclass(frozen=True)
-class Settings:
+class NetworkSettings:
+    """The flags of every script that takes a trained network; each adds its own."""
+
+    # A run's folder, its checkpoint.pt, a .safetensors file or the released .pth.tar; by default
+    # the latest run under runs/irevnet
+    weights: Path | None = None
+    # Network of weights that do not say which they are of, as released ones; by default b-released
+    preset: PresetName | None = None
+    # The images, as for training; by default those that the network was trained on
+    data: str | None = None
+    device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda if there is one, else cpu
+    threads: int = 0  # CPU threads that compute; 0 leaves the choice to torch
+
+    def load(self, weights: Path | None = None) -> Network:
+        """The network on its device, with images as asked for: these weights', or the flag's."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        device = find_device(self.device)
+        network = load_network(weights or self.weights, device, self.preset)
+        if self.data is None:
+            return network
+        return replace(network, config=replace(network.config, data=self.data))
+
+
+@dataclass(frozen=True)
+class Settings(NetworkSettings):
     """The flags of every analysis; each adds its own."""
 
-    weights: Path | None = None
-    """A run's folder, its checkpoint.pt, a .safetensors file or the released .pth.tar; by default
-    the latest run under runs/irevnet."""
+    out: Path = Path("figures")  # Folder of the figure (PNG and PDF) and the numbers (JSON)
+    seed: int = 0  # Seed of whatever is drawn at random
 
-    data: str | None = None
-    """The images, as for training; by default those that the network was trained on."""
-
-    out: Path = Path("figures")
-    """Folder of the figure (PNG and PDF) and the numbers (JSON)."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto is cuda if there is one, else cpu."""
-
-    threads: int = 0
-    """CPU threads that compute; 0 leaves the choice to torch."""
-
-    seed: int = 0
-    """Seed of whatever is drawn at random."""
+    def check(self) -> None:
+        """Tells what is wrong before the work, not behind it."""
+        at_least(0, seed=self.seed)
+        if self.seed >= 2**32:
+            raise RunError(f"--seed takes 32 bits, got {self.seed}.")
+        try_writing(self.out, folder=True)
 
 
-def run_script(
-    settings: type[S],
-    body: Callable[[S, torch.device, Console], None],
-    arguments: Sequence[str] | None = None,
-) -> int:
-    """Runs an analysis with these flags, or the command line's; returns the exit status.
-
-    Args:
-        settings: The flags. Their default values must be valid.
-        body: The analysis, given its settings, the device and the terminal.
-        arguments: The flags' words; None takes those of the command line.
-    """
-    console = Console(highlight=False, soft_wrap=True)
-    try:
-        description = sys.modules[body.__module__].__doc__
-        chosen = tyro.cli(settings, args=arguments, description=description)
-        if chosen.threads:
-            torch.set_num_threads(chosen.threads)
-        torch.manual_seed(chosen.seed)
-        body(chosen, find_device(chosen.device), console)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped before there was anything to keep.", file=sys.stderr)
-        return 130
-    return 0
+def device_of(network: Network) -> torch.device:
+    """Where its weights are."""
+    return next(network.model.parameters()).device
 
 
 def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None) -> IRevNet:
@@ -94,134 +82,100 @@ def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None
     if not is_invertible(network.model):
         raise RunError(f"only an i-RevNet can be decoded, got --preset {network.config.preset}.")
     config = replace(network.config, quantum=quantum, checkpoint=False)
-    copy: Any = build_model(config, network.classes)
+    copy = build_model(config, len(network.classes))
+    assert is_invertible(copy)
     # By position: the grid is an entrance to the first layer, behind which all are renumbered.
     weights = zip(copy.state_dict(), network.model.state_dict().values(), strict=True)
     copy.load_state_dict(dict(weights))
-    device = next(network.model.parameters()).device
-    return copy.to(device, dtype).eval()  # type: ignore[no-any-return]
-
-
-class Plain(Batches, Protocol):
-    """Batches in order, of which fewer can be had."""
-
-    def few(self, images: int) -> Plain:
-        """Batches of so many of the images."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images as a network reads them.
-
-    Iterating gives pairs of normalised float32 images and labels, in the order of the data;
-    ``len()`` is the number of batches.
-
-    Args:
-        source: Where they come from.
-        normalise: From uint8 to what the network reads, and back.
-    """
-
-    source: Plain
-    normalise: Normalise
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in self.source.epoch():
-            yield self.normalise(pixels), labels
-
-    @property
-    def count(self) -> int:
-        """How many images there are."""
-        return self.source.images
-
-    def at_most(self, count: int) -> Images:
-        """So many of the images, evenly spread, or all if there are no more."""
-        return replace(self, source=self.source.few(count)) if count < self.count else self
-
-    def together(self) -> tuple[Tensor, Tensor]:
-        """All in one batch: for few images."""
-        images, labels = (torch.cat(parts) for parts in zip(*self, strict=True))
-        return images, labels
+    return copy.to(device_of(network), dtype).eval()
 
 
 def images(
-    network: Network,
-    data: str | None,
-    part: Part,
-    device: torch.device,
-    limit: int | None,
-    *,
-    classified: bool = False,
-) -> Images:
-    """The images of one part of the data, prepared as the network was trained on them.
+    network: Network, part: Part, limit: int | None = None, *, classified: bool = False
+) -> Batches:
+    """The images of one part of the data, prepared as the network was trained on them, in order.
 
     Args:
-        network: Its settings say how images are resized and normalised.
-        data: As ``--data``; None takes what the network was trained on.
+        network: Its settings say which, and how they are resized.
         part: Which images.
-        device: Where they are given.
         limit: How many, evenly spread; None takes all, as does more than there are.
-        classified: Whether there must be as many classes as the network tells apart.
+        classified: Whether they must be of the classes that the network tells apart.
     """
-    if limit is not None and limit < 1:
-        raise RunError(f"--limit must be at least 1, got {limit}.")
-    config = network.config if data is None else replace(network.config, data=data)
-    normalise = Normalise(config.mean, config.std, device)
-    batches = load_plain(config, device, part, network.classes if classified else None)
-    found = Images(batches, normalise)
-    return found if limit is None else found.at_most(limit)
+    at_least(1, limit=limit)
+    found = open_images(network.config, part)
+    if classified:
+        check_classes(network.classes, found, network.config.data or "digits")
+    return plain(found.at_most(limit), network.config, device_of(network))
+
+
+def normaliser(network: Network) -> Normalise:
+    """From uint8 to what the network reads, and back."""
+    return Normalise(network.config.mean, network.config.std, device_of(network))
+
+
+def normalised(network: Network, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as the network reads them, and their labels."""
+    normalise = normaliser(network)
+    for pixels, labels in batches.epoch():
+        yield normalise(pixels), labels
+
+
+def few_images(network: Network, limit: int) -> Tensor:
+    """So many test images as the network reads them, in one batch."""
+    return torch.cat([x for x, _ in normalised(network, images(network, "test", limit))])
+
+
+def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
+    """What networks are called in a legend: their presets, and what tells equal ones apart."""
+    names = []
+    for preset, path in runs:
+        rivals = {other.absolute().parts for name, other in runs if name == preset}
+        parts = list(path.absolute().parts)
+        for end in (0, -1):  # of what all have in common
+            while len(rivals) > 1 and len({rival[end] for rival in rivals}) == 1:
+                rivals = {rival[1:] if end == 0 else rival[:-1] for rival in rivals}
+                parts.pop(end)
+        names.append(f"{preset} ({'/'.join(parts)[-24:]})" if len(rivals) > 1 else preset)
+    return names
 
 
 def progress(
     items: Iterable[T], description: str, console: Console, total: int | None = None
 ) -> Iterator[T]:
-    """Goes through the items with a progress bar, if there is a terminal to draw it on.
-
-    Args:
-        items: What to go through.
-        description: What is being done.
-        console: The terminal.
-        total: How many items there are, if they have no length.
-    """
+    """Goes through the items with a progress bar, if there is a terminal to draw it on."""
     yield from track(
         items, description, total=total, console=console, disable=not console.is_terminal
     )
 
 
-def provenance(settings: Settings, network: Network) -> dict[str, Any]:
+def provenance(settings: NetworkSettings, network: Network) -> dict[str, Any]:
     """What numbers must say of their origin: put it before them."""
     return {
         "settings": asdict(settings),
         "weights": network.origin,
         "preset": network.config.preset,
-        "data": settings.data or network.config.data or "digits",
+        "data": network.config.data or "digits",
+        "classes": network.classes,
         "torch": torch.__version__,
     }
 
 
-def save(out: Path, name: str, figure: Figure, numbers: Mapping[str, Any]) -> list[Path]:
-    """Writes ``name.png``, ``name.pdf`` and ``name.json`` into the folder ``out``.
-
-    Args:
-        out: Made if it is not there.
-        name: The script's.
-        figure: Drawn with constrained layout.
-        numbers: Plain values, tensors and paths. What is not finite becomes null.
-
-    Returns:
-        The three paths.
-    """
-    paths = [out / f"{name}.{ending}" for ending in ("png", "pdf", "json")]
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    for path in paths[:2]:
+def save(
+    out: Path, name: str, figure: Figure, numbers: Mapping[str, Any], console: Console
+) -> None:
+    """Writes ``name.png``, ``name.pdf`` and ``name.json`` into the folder ``out``."""
+    paths = [out / f"{name}.{ending}" for ending in ("png", "pdf")]
+    for path in paths:
         with writing(path):
             figure.savefig(path, dpi=150)
-    with writing(paths[2]):
-        paths[2].write_text(json.dumps(_plain(numbers), indent=2, allow_nan=False) + "\n")
-    return paths
+    write_json(out / f"{name}.json", numbers)
+    console.print(f"Written: {', '.join(map(str, paths))}, {out / name}.json")
+
+
+def write_json(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Writes numbers into a file."""
+    with writing(path):
+        path.write_text(json.dumps(_plain(numbers), indent=2, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

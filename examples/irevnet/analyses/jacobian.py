@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.func import vjp, vmap
 BATCH = 32  # directions at once
 
 
-class Jacobian(LinearOperator):
+class Jacobian(LinearOperator):  # type: ignore[misc]
     r"""The matrix :math:`J = \partial f / \partial x` at one point, known by its products alone.
 
     It is a linear operator of SciPy's of shape ``(y.numel(), x.numel())``: ``J @ v`` and
@@ -27,11 +26,13 @@ class Jacobian(LinearOperator):
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.x = x.detach()
-        y, self._pull = vjp(function, self.x)
+        y, self._pull = vjp(function, self.x)  # type: ignore[misc]
         self.y = y.detach()
         # The derivative of the linear u -> J.T u is J. At a time one direction is faster so than by
         # forward mode, which warns that torch.jit is deprecated besides (torch 2.13).
-        _, self._push = vjp(lambda u: self._pull(u)[0], torch.zeros_like(self.y))
+        _, self._push = vjp(  # type: ignore[misc]
+            lambda u: self._pull(u)[0], torch.zeros_like(self.y)
+        )
         super().__init__(np.float64, (y.numel(), x.numel()))
 
     def push(self, tangents: Tensor) -> Tensor:
@@ -44,58 +45,37 @@ class Jacobian(LinearOperator):
         each = vmap(lambda u: self._pull(u.view_as(self.y))[0].flatten(), chunk_size=BATCH)
         return each(cotangents).detach()
 
-    def rows(self, array: np.ndarray) -> Tensor:
-        """The columns of an array as rows on the device."""
-        return torch.from_numpy(np.ascontiguousarray(array.T)).to(self.x)
+    def matrix(self) -> Tensor:
+        """In full, row by row or column by column: for few inputs."""
+        rows, columns = self.shape
+        by_rows = rows <= 4 * columns  # going back costs a fourth of going forward, or less
+        units = torch.eye(rows if by_rows else columns).to(self.x)
+        return self.pull(units) if by_rows else self.push(units).T
 
     def _matmat(self, array: np.ndarray) -> np.ndarray:
-        return self.push(self.rows(array)).T.cpu().numpy()
+        return self._by(self.push, array)
 
     def _rmatmat(self, array: np.ndarray) -> np.ndarray:
-        return self.pull(self.rows(array)).T.cpu().numpy()
+        return self._by(self.pull, array)
 
-    def _matvec(self, vector: np.ndarray) -> np.ndarray:
-        return self._matmat(vector.reshape(-1, 1))
+    def _by(self, product: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
+        columns = array.reshape(len(array), -1)
+        rows = torch.from_numpy(np.ascontiguousarray(columns.T)).to(self.x)
+        return product(rows).T.cpu().numpy()
 
-    def _rmatvec(self, vector: np.ndarray) -> np.ndarray:
-        return self._rmatmat(vector.reshape(-1, 1))
+    _matvec, _rmatvec = _matmat, _rmatmat
 
 
-def matrix(
-    jacobian: Jacobian, progress: Callable[[Iterable[Tensor]], Iterator[Tensor]] = iter
-) -> Tensor:
-    """The Jacobian in full, row by row or column by column.
+def leading(
+    jacobian: Jacobian, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``count`` largest singular values by the Lanczos method (ARPACK), the largest first.
 
-    Args:
-        jacobian: Of few inputs.
-        progress: Goes through the batches of unit vectors.
+    Returns:
+        The values; the residual ``||J.T u - s v||`` or ``||J v - s u||`` of each, whichever is
+        larger: so far at most is a singular value of the Jacobian; and the right singular vectors,
+        in columns.
     """
-    rows, columns = jacobian.shape
-    by_rows = rows <= 4 * columns  # going back costs a fourth of going forward, or less
-    count, product = (rows, jacobian.pull) if by_rows else (columns, jacobian.push)
-    units = torch.eye(count, dtype=jacobian.x.dtype, device=jacobian.x.device).split(BATCH)
-    found = torch.cat([product(batch) for batch in progress(units)])
-    return found if by_rows else found.T
-
-
-@dataclass(frozen=True)
-class Leading:
-    """The largest singular values and what they leave.
-
-    Args:
-        values: The largest first.
-        residuals: ``||J.T u - s v||`` or ``||J v - s u||`` of each, whichever is larger: so far
-            at most is a singular value of the Jacobian.
-        vectors: The right singular vectors, in columns.
-    """
-
-    values: np.ndarray
-    residuals: np.ndarray
-    vectors: np.ndarray
-
-
-def leading(jacobian: Jacobian, count: int, rng: np.random.Generator) -> Leading:
-    """The ``count`` largest singular values by the Lanczos method (ARPACK)."""
     start = rng.standard_normal(min(jacobian.shape))
     left, values, right = svds(jacobian, count, v0=start)
     order = np.argsort(values)[::-1]
@@ -104,7 +84,7 @@ def leading(jacobian: Jacobian, count: int, rng: np.random.Generator) -> Leading
         np.linalg.norm(jacobian @ v - u * s, axis=0),
         np.linalg.norm(jacobian.T @ u - v * s, axis=0),
     )
-    return Leading(s, residuals, v)
+    return s, residuals, v
 
 
 def energies(

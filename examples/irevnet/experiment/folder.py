@@ -5,37 +5,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import socket
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+
+from errors import RunError, first_line, writing
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where two runs are kept apart only at their start
+    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs/irevnet")  # holds the runs without a folder of their own, numbered from 1
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 LOG = "log.jsonl"
 SETTINGS = "settings.json"
-
-
-class RunError(Exception):
-    """What whoever started the run can mend: shown as one line, without a traceback."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Names the path when something cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error}.") from error
+BOARD = "tensorboard"
+HOLDER = ".holder"  # names the process that writes to the folder, which locks it
 
 
 def new_folder(out: Path | None) -> Path:
-    """Makes the folder ``out``, or the next free number; what another run left stays untouched."""
+    """Makes the folder ``out``, or the next free number, for this process alone."""
     with writing(out or RUNS):
-        return _next_folder() if out is None else _free_folder(out)
+        folder = _next_folder() if out is None else _free_folder(out)
+        try:
+            with (folder / HOLDER).open("x") as file:
+                file.write(_this_process())
+        except FileExistsError:
+            raise RunError(f"{folder} {_held(folder)}: choose another --out.") from None
+    return folder
 
 
 def _next_folder() -> Path:
@@ -52,21 +55,36 @@ def _next_folder() -> Path:
 def _free_folder(out: Path) -> Path:
     if (out / CHECKPOINT).exists():
         raise RunError(f"{out} holds a run: continue it with --resume, or choose another --out.")
+    if (out / HOLDER).exists():
+        raise RunError(
+            f"{out} {_held(out)} and has no checkpoint yet. If it is gone, --resume auto begins "
+            "there anew; or choose another --out."
+        )
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"{out} exists and is no empty folder: choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
 
-def folder_to_resume(out: Path | None) -> Path:
+def _this_process() -> str:
+    return f"process {os.getpid()} of {socket.gethostname()}"
+
+
+def _held(folder: Path) -> str:
+    return f"is held by {(folder / HOLDER).read_text() or 'another process'}"
+
+
+def folder_to_resume(out: Path | None, *, needed: bool = True) -> Path | None:
     """The folder ``out``, or that of the latest numbered run, if a checkpoint is in it."""
     if out is None:
         numbered = [path.parent for path in RUNS.glob(f"*/{CHECKPOINT}")]
         folders = [folder for folder in numbered if folder.name.isdigit()]
         out = max(folders, key=lambda folder: int(folder.name), default=RUNS)
-    if not (out / CHECKPOINT).is_file():
+    if (out / CHECKPOINT).is_file():
+        return out
+    if needed:
         raise RunError(f"there is no checkpoint in {out} to resume: start without --resume.")
-    return out
+    return None
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -83,9 +101,8 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     # torch's writer turns a full disk into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise RunError(
-            f"cannot write {path}: {_first_line(reason)}. The checkpoint before it is untouched."
-        ) from error
+        before = " The checkpoint before it is untouched." if path.exists() else ""
+        raise RunError(f"cannot write {path}: {first_line(reason)}.{before}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -105,13 +122,34 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """Reads the checkpoint; only tensors and plain values can be in it, no code."""
     path = folder / CHECKPOINT
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        check_sums(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
     except Exception as error:  # a damaged file fails in many ways
         raise RunError(
-            f"cannot read {path}: {_first_line(error)}. If it is damaged, start again without "
+            f"cannot read {path}: {first_line(error)}. If it is damaged, start again without "
             f"--resume and with another --out; {BEST} beside it may still have the best weights."
         ) from error
     return state
+
+
+def check_sums(path: Path) -> None:
+    """Raises if bytes of a file of torch have changed; torch itself does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} in it is wrong")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run."""
+    try:
+        found: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {folder / SETTINGS}: {error}") from error
+    return found
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -124,22 +162,54 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunFolder:
-    """What one process of a run does to its folder.
-
-    Args:
-        path: Of the folder.
-        writes: Whether the process writes anything at all: one does, of those of a distributed run.
-    """
+    """What one process of a run does to its folder."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
         self.writes = writes
         self.lines = 0  # of the log
+        self.holder = self._hold() if writes else None
 
     @classmethod
-    def new(cls, out: Path | None, *, writes: bool = True) -> RunFolder:
+    def new(cls, out: Path | None, *, again: bool = False, writes: bool = True) -> RunFolder:
         """The folder of a new run."""
-        return cls(new_folder(out) if writes else out or RUNS, writes=writes)
+        if not writes:
+            return cls(out or RUNS, writes=False)
+        if again and out is not None and (out / HOLDER).is_file():
+            folder = cls(out)
+            folder.discard()
+        return cls(new_folder(out))
+
+    def _hold(self) -> IO[str]:
+        """Locks the folder for as long as this process lives, or the file is open."""
+        with writing(self.path):
+            file = (self.path / HOLDER).open("a+")
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise RunError(f"{self.path} {_held(self.path)}: let that end first.") from None
+        file.truncate(0)
+        file.write(_this_process())
+        file.flush()
+        return file
+
+    def close(self) -> None:
+        """Lets others have the folder."""
+        if self.holder is not None:
+            self.holder.close()
+
+    def discard(self) -> None:
+        """Removes what a run has begun that has no checkpoint."""
+        self.close()
+        if not self.writes:
+            return
+        for name in (LOG, SETTINGS, HOLDER):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / BOARD, ignore_errors=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def resume(self) -> dict[str, Any]:
         """The state of the checkpoint; of the log, the lines remain that it knows of."""
@@ -169,10 +239,15 @@ class RunFolder:
         self.lines += 1
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes the settings for people to read; to resume, the checkpoint has them too."""
+        """Writes the settings, which ``--resume`` reads."""
         if self.writes:
             with writing(self.path / SETTINGS):
                 (self.path / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.path / CHECKPOINT).is_file()
 
 
 def _copy(path: Path, copy: Path) -> None:
@@ -191,7 +266,3 @@ def _cut(log: Path, lines: int) -> None:
     with writing(log):
         kept = log.read_text().splitlines(keepends=True)[:lines] if log.exists() else []
         log.write_text("".join(kept))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -18,36 +19,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiment.folder import RunError
-from images.image_files import read_image
+from errors import RunError
+from images.dataset import Images, numbered
+from images.files import read_image
 
 IMAGE = ("image", "img")
 LABEL = ("label", "labels", "fine_label")
-TRAIN = ("train",)
-TEST = ("validation", "val", "test")  # the first there is: ImageNet's test images have no labels
-
-
-class Shards:
-    """The images of one part of a data set.
-
-    Args:
-        table: A ``datasets.Dataset`` with a column of images and one of labels.
-        name: What to call it in messages.
-    """
-
-    def __init__(self, table: Any, name: str) -> None:
-        self.name = name
-        self.image = _column(table, IMAGE, name)
-        self.labels = _labels(table, _column(table, LABEL, name), name)
-        self.table = _undecoded(table, self.image, name)
-
-    def read(self, index: int, mode: str) -> Image.Image:
-        """The image as ``"RGB"`` or ``"L"``."""
-        found = self.table[index][self.image]
-        name = f"{index} of {self.name}"
-        if not found or not found["bytes"]:
-            raise RunError(f"the image {name} is missing.")
-        return read_image(BytesIO(found["bytes"]), mode, name)
+# Of the test, the first there is: ImageNet's test images have no labels.
+PARTS = (("train",), ("validation", "val", "test"))
 
 
 def is_shards(folder: Path) -> bool:
@@ -60,23 +39,42 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", name) is not None
 
 
-def read_shards(folder: Path) -> tuple[Shards, Shards, int]:
-    """The training and the test images, and the number of classes.
+def read_shards(data: str, part: str) -> Images:
+    """The images of a part.
 
     Args:
-        folder: Holds ``train*.parquet`` and ``val*.parquet`` or ``test*.parquet``.
+        data: A folder of ``train*.parquet`` and ``val*.parquet`` or ``test*.parquet``, or the name
+            of a data set on the hub.
+        part: Which images.
     """
-    data = str(folder)
-    files = {name: sorted(map(str, folder.glob(f"{name}*.parquet"))) for name in TRAIN + TEST}
-    parts = _parts([name for name, found in files.items() if found], data)
-    tables = [_load(data, "parquet", data_files=files[name], split="train") for name in parts]
-    return _both(*map(Shards, tables, [f"{data}, {name}" for name in parts]))
+    tables = _open(data)
+    train, test = tables
+    chosen = train if part == "train" else test
+    where = f"{data}, {chosen}"
+    column = _column(tables[chosen], IMAGE, where)
+    labels = {name: _labels(table, f"{data}, {name}") for name, table in tables.items()}
+    classes = _class_names(tables[train], int(labels[train].max(initial=0)) + 1)
+    if labels[test].max(initial=0) >= len(classes):
+        raise RunError(
+            f"{data}, {test} has the class {labels[test].max()}, which is not trained on."
+        )
+    read = partial(_read, _undecoded(tables[chosen], column, where), column, where)
+    return Images(read, labels[chosen], classes)
 
 
-def read_hub(name: str) -> tuple[Shards, Shards, int]:
-    """The same of the data set "owner/name" on the hub."""
-    tables = _load(f"{name} of the hub (there is no such folder here)", name)
-    return _both(*(Shards(tables[part], f"{name}, {part}") for part in _parts(tables, name)))
+def _open(data: str) -> dict[str, Any]:
+    """The tables of the training and of the test part, by their names."""
+    folder = Path(data)
+    if not is_shards(folder):
+        found = _load(f"{data} of the hub", data)
+        return {name: found[name] for name in _parts(found, data)}
+    names = [name for part in PARTS for name in part]
+    files = {name: sorted(map(str, folder.glob(f"{name}*.parquet"))) for name in names}
+    present = [name for name, found in files.items() if found]
+    return {
+        name: _load(data, "parquet", data_files=files[name], split="train")
+        for name in _parts(present, data)
+    }
 
 
 def _load(data: str, *arguments: str, **options: Any) -> Any:
@@ -88,26 +86,17 @@ def _load(data: str, *arguments: str, **options: Any) -> Any:
         raise RunError(f"cannot read {data}: {reason or type(error).__name__}") from error
 
 
-def _parts(present: Collection[str], data: str) -> tuple[str, str]:
+def _parts(present: Collection[str], data: str) -> list[str]:
     """What the training and the test part are called."""
-    return _first(TRAIN, present, data), _first(TEST, present, data)
-
-
-def _first(names: tuple[str, ...], present: Collection[str], data: str) -> str:
-    for name in names:
-        if name in present:
-            return name
-    raise RunError(
-        f"{data} has no part {' or '.join(names)}: it has {', '.join(present) or 'none'}. In a "
-        "folder, the names of a part's files begin with its name."
-    )
-
-
-def _both(train: Shards, test: Shards) -> tuple[Shards, Shards, int]:
-    classes = int(train.labels.max(initial=0)) + 1
-    if test.labels.max(initial=0) >= classes:
-        raise RunError(f"{test.name} has the class {test.labels.max()}, which is not trained on.")
-    return train, test, classes
+    found = []
+    for names in PARTS:
+        found += [name for name in names if name in present][:1]
+        if not found or found[-1] not in names:
+            raise RunError(
+                f"{data} has no part {' or '.join(names)}: it has {', '.join(present) or 'none'}. "
+                "In a folder, the names of a part's files begin with its name."
+            )
+    return found
 
 
 def _column(table: Any, names: tuple[str, ...], where: str) -> str:
@@ -119,11 +108,18 @@ def _column(table: Any, names: tuple[str, ...], where: str) -> str:
     )
 
 
-def _labels(table: Any, column: str, where: str) -> np.ndarray:
-    labels = table.data.column(column).to_numpy()
+def _labels(table: Any, where: str) -> np.ndarray:
+    column = _column(table, LABEL, where)
+    labels: np.ndarray = table.data.column(column).to_numpy()
     if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise RunError(f"the column {column} of {where} must number the classes from 0.")
     return labels.astype(np.int64)
+
+
+def _class_names(table: Any, count: int) -> tuple[str, ...]:
+    """As the files mark their labels, or numbers."""
+    names = getattr(table.features[_column(table, LABEL, "")], "names", None)
+    return tuple(names) if names else numbered(count)
 
 
 def _undecoded(table: Any, column: str, where: str) -> Any:
@@ -135,6 +131,13 @@ def _undecoded(table: Any, column: str, where: str) -> Any:
         raise RunError(
             f"the column {column} of {where} must hold image files, has {table.features[column]}."
         ) from error
+
+
+def _read(table: Any, column: str, name: str, index: int, mode: str) -> Image.Image:
+    found = table[index][column]
+    if not found or not found["bytes"]:
+        raise RunError(f"the image {index} of {name} is missing.")
+    return read_image(BytesIO(found["bytes"]), mode, f"{index} of {name}")
 
 
 def _import_datasets(data: str) -> ModuleType:

@@ -7,7 +7,7 @@ networks follow the code, since the published weights do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -50,6 +50,8 @@ class IRevNet(nn.Module):
             more channels than the image, zeros are appended: the network is then injective.
         downsampling: Factor of the pixel unshuffle before the first block; 1 for none.
         kernel_sizes: Sizes of the three convolutions in each bottleneck, odd.
+        inner_widths: Channels between the convolutions of a bottleneck in each stage, by default a
+            quarter of the stage's width.
         dropout: Probability of dropout behind the second convolution of each bottleneck.
         checkpoint: Whether training rebuilds the activations instead of storing them.
         quantum: The grid of the states, a power of two; images and residuals are rounded to it.
@@ -68,8 +70,9 @@ class IRevNet(nn.Module):
             shape or type.
 
     Example:
-        >>> network = irevnet_digits().eval()
-        >>> x = torch.rand(4, 1, 16, 16)
+        >>> settings = {"blocks": (2, 2), "strides": (2, 2), "widths": (24, 96), "downsampling": 2}
+        >>> network = IRevNet(10, **settings).eval()
+        >>> x = torch.rand(4, 3, 16, 16)
         >>> network(x).shape
         torch.Size([4, 10])
         >>> torch.equal(network.inverse(network.features(x)), network.as_read(x))
@@ -86,6 +89,7 @@ class IRevNet(nn.Module):
         widths: Sequence[int],
         downsampling: int,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
+        inner_widths: Sequence[int] | None = None,
         dropout: float = 0.0,
         checkpoint: bool = True,
         quantum: float | None = 2**-16,
@@ -94,7 +98,9 @@ class IRevNet(nn.Module):
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if value < 1:
                 raise ValueError(f"IRevNet takes {name} of at least 1, got {value}.")
-        _check_stages(blocks, strides, widths)
+        if inner_widths is None:
+            inner_widths = [max(1, width // 4) for width in widths]
+        _check_stages(blocks, strides, widths, inner_widths)
         _check_bottleneck(kernel_sizes, dropout)
         padding = _padding(in_channels, downsampling, strides[0], widths[0])
         self.in_channels = in_channels
@@ -109,10 +115,12 @@ class IRevNet(nn.Module):
         if padding:
             layers.append(InjectivePad(padding))
         layers.append(Split())
-        for block, (width, stride) in enumerate(_each_block(blocks, strides, widths)):
+        stages = zip(blocks, strides, widths, inner_widths, strict=True)
+        for block, (stride, width, inner) in enumerate(_each_block(stages)):
             bottleneck = Bottleneck(
                 width // stride**2,
                 width,
+                inner,
                 stride=stride,
                 first=block == 0,
                 kernel_sizes=kernel_sizes,
@@ -135,10 +143,11 @@ class IRevNet(nn.Module):
         Only the latest is held. It is meant to run under ``torch.no_grad()``.
         """
         check_images("i-RevNet", x, self.in_channels, self.stride)
+        state: Any = x  # from Split to Merge a pair
         for layer in self.body:
-            x = layer(x)
+            state = layer(state)
             if isinstance(layer, Swap):
-                yield torch.cat(x, 1)
+                yield torch.cat(state, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
@@ -187,7 +196,8 @@ class Bottleneck(nn.Sequential):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; between the convolutions there are a quarter.
+        out_channels: Channels of the output.
+        inner: Channels between the convolutions.
         stride: Of the first convolution.
         first: Whether it belongs to the first block: no BatchNorm and ReLU before the first
             convolution.
@@ -199,13 +209,13 @@ class Bottleneck(nn.Sequential):
         self,
         in_channels: int,
         out_channels: int,
+        inner: int,
         *,
         stride: int,
         first: bool,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
         dropout: float = 0.0,
     ) -> None:
-        inner = max(1, out_channels // 4)
         k1, k2, k3 = kernel_sizes
         super().__init__(
             *([] if first else _norm_relu(in_channels)),
@@ -238,24 +248,28 @@ def _block(bottleneck: Bottleneck, stride: int, quantum: float | None) -> list[I
     return [both, AdditiveCoupling(f, quantum=quantum), Swap()]
 
 
-def _each_block(
-    blocks: Sequence[int], strides: Sequence[int], widths: Sequence[int]
-) -> Iterator[tuple[int, int]]:
-    """Width and stride of each block: only the first of a stage has the stage's stride."""
-    for count, stride, width in zip(blocks, strides, widths, strict=True):
-        yield width, stride
-        yield from [(width, 1)] * (count - 1)
+def _each_block(stages: Iterable[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Stride and widths of each block: only the first of a stage has the stage's stride."""
+    for count, stride, width, inner in stages:
+        yield stride, width, inner
+        yield from [(1, width, inner)] * (count - 1)
 
 
-def _check_stages(blocks: Sequence[int], strides: Sequence[int], widths: Sequence[int]) -> None:
-    if not len(blocks) == len(strides) == len(widths) > 0:
+def _check_stages(
+    blocks: Sequence[int],
+    strides: Sequence[int],
+    widths: Sequence[int],
+    inner_widths: Sequence[int],
+) -> None:
+    if not len(blocks) == len(strides) == len(widths) == len(inner_widths) > 0:
         raise ValueError(
-            "IRevNet takes one number of blocks, one stride and one width for each stage, got "
-            f"blocks={blocks}, strides={strides}, widths={widths}."
+            "IRevNet takes one number of blocks, one stride and one width for each stage, and as "
+            f"many inner widths, got {blocks=}, {strides=}, {widths=}, {inner_widths=}."
         )
-    if min(blocks) < 1 or min(widths) < 1:
+    if min(*blocks, *widths, *inner_widths) < 1:
         raise ValueError(
-            f"IRevNet takes blocks and widths of at least 1, got {blocks=} and {widths=}."
+            "IRevNet takes blocks and widths of at least 1, got "
+            f"{blocks=}, {widths=}, {inner_widths=}."
         )
     if not set(strides) <= {1, 2}:
         raise ValueError(f"IRevNet takes strides of 1 or 2, got {strides=}.")
@@ -294,156 +308,3 @@ def _padding(in_channels: int, downsampling: int, stride: int, width: int) -> in
             f"got {width}."
         )
     return padding
-
-
-def irevnet_a(num_classes: int = 1000, **overrides: Any) -> IRevNet:
-    """The paper's injective i-RevNet (a) for ImageNet: 181.0 million parameters.
-
-    Args:
-        num_classes: Number of logits.
-        **overrides: Settings of :class:`IRevNet` to change, as for all presets.
-    """
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(4, 4, 6, 4),
-        strides=(1, 2, 2, 2),
-        widths=(96, 384, 1536, 6144),
-        downsampling=4,
-    )
-
-
-def irevnet_b(num_classes: int = 1000, **overrides: Any) -> IRevNet:
-    """The paper's bijective i-RevNet (b) for ImageNet: 29.2 million parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(6, 16, 72, 6),
-        strides=(2, 2, 2, 2),
-        widths=(24, 96, 384, 1536),
-        downsampling=2,
-    )
-
-
-def irevnet_b_released(num_classes: int = 1000, **overrides: Any) -> IRevNet:
-    """The network of the published ImageNet weights, (b) with 3x3 kernels: 125,120,356."""
-    return irevnet_b(num_classes, **{"kernel_sizes": (3, 3, 3)} | overrides)
-
-
-def irevnet_cifar10(num_classes: int = 10, **overrides: Any) -> IRevNet:
-    """The released code's network for CIFAR-10, injective: 6,274,826 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(18, 18, 18),
-        strides=(1, 2, 2),
-        widths=(16, 64, 256),
-        downsampling=1,
-        kernel_sizes=(3, 3, 3),
-        dropout=0.1,
-    )
-
-
-def irevnet_cifar10_small(num_classes: int = 10, **overrides: Any) -> IRevNet:
-    """A small bijective network for 32x32 images, (b) with a stage less: 1,050,982 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(6, 12, 6),
-        strides=(2, 2, 2),
-        widths=(24, 96, 384),
-        downsampling=2,
-    )
-
-
-def irevnet_digits(num_classes: int = 10, **overrides: Any) -> IRevNet:
-    """A small bijective network for grey 16x16 images: (b) with a stage less."""
-    return _preset(
-        num_classes,
-        overrides,
-        in_channels=1,
-        blocks=(6, 12, 6),
-        strides=(2, 2, 2),
-        widths=(8, 32, 128),
-        downsampling=2,
-        kernel_sizes=(3, 3, 3),
-    )
-
-
-def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> IRevNet:
-    return IRevNet(num_classes, **settings | dict(overrides))
-
-
-def load_released(model: IRevNet, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads the weights of a network that the authors' released code has trained.
-
-    Args:
-        model: An i-RevNet of the same settings.
-        state_dict: The entry ``"state_dict"`` of a released checkpoint, its keys with or
-            without the prefix ``module.``. Counts of batches may be missing, as PyTorch did not
-            have them when the weights were published.
-
-    Raises:
-        ValueError: If a key is missing or unexpected, or a tensor has another shape; nothing is
-            loaded then.
-    """
-    if "state_dict" in state_dict:
-        raise ValueError(
-            "load_released takes the entry 'state_dict' of a checkpoint, got the whole checkpoint. "
-            "Call load_released(model, checkpoint['state_dict'])."
-        )
-    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    ours = released_names(model)
-    own = model.state_dict()
-    faults = find_faults({key: own[name] for key, name in ours.items()}, given)
-    if faults:
-        raise ValueError(
-            f"These weights belong to another network than this one: {describe(faults)}. Compare "
-            "blocks, widths, kernel_sizes and num_classes."
-        )
-    model.load_state_dict(own | {ours[key]: value for key, value in given.items()})
-
-
-def find_faults(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
-) -> dict[str, list[str]]:
-    """The weights of a network that are missing, unexpected or of another shape.
-
-    Counts of batches may be missing, as PyTorch did not have them once.
-    """
-    faults = {
-        "missing": [
-            key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")
-        ],
-        "unexpected": list(given.keys() - expected.keys()),
-        "of another shape": [
-            f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected.keys() & given.keys()
-            if given[key].shape != expected[key].shape
-        ],
-    }
-    return {what: sorted(keys) for what, keys in faults.items() if keys}
-
-
-def describe(faults: Mapping[str, Sequence[str]]) -> str:
-    """Faults in words."""
-    return "; ".join(f"{_listed(keys)} {what}" for what, keys in faults.items())
-
-
-def released_names(model: IRevNet) -> dict[str, str]:
-    """The name of each parameter and buffer in the released code, with ours."""
-    modules = {"norm": "bn1", "classifier": "linear"}
-    bottlenecks = [name for name, part in model.named_modules() if isinstance(part, Bottleneck)]
-    for block, name in enumerate(bottlenecks):
-        modules[name] = f"stack.{block}.bottleneck_block"
-    return {
-        released + key.removeprefix(name): key
-        for key in model.state_dict()
-        for name, released in modules.items()
-        if key.startswith(name + ".")
-    }
-
-
-def _listed(keys: Sequence[str], limit: int = 6) -> str:
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more

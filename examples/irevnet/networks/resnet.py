@@ -8,9 +8,8 @@ names, so that its weights load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,8 +46,9 @@ class ResNet(nn.Module):
             shape or type.
 
     Example:
-        >>> network = resnet_digits()
-        >>> network(torch.rand(4, 1, 16, 16)).shape
+        >>> settings = {"blocks": (1, 1), "strides": (1, 2), "widths": (8, 16)}
+        >>> network = ResNet(10, **settings, stem_width=8, downsampling=1)
+        >>> network(torch.rand(4, 3, 16, 16)).shape
         torch.Size([4, 10])
     """
 
@@ -99,7 +99,9 @@ class ResNet(nn.Module):
         Without grad only the latest is held.
         """
         check_images("ResNet", x, self.in_channels, self.stride)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        parts = dict(self.named_children())
+        for name in ("conv1", "bn1", "relu", "maxpool"):
+            x = parts[name](x)
         for stage in self.children():
             if isinstance(stage, nn.Sequential):
                 for block in stage:
@@ -189,52 +191,3 @@ def check_settings(
             f"{network} takes blocks and widths of at least 1 and strides of 1 or 2, got "
             f"{blocks=}, {strides=}, {widths=}."
         )
-
-
-def resnet50(num_classes: int = 1000, **overrides: Any) -> ResNet:
-    """ResNet-50 for ImageNet: 25,557,032 parameters.
-
-    Args:
-        num_classes: Number of logits.
-        **overrides: Settings of :class:`ResNet` to change, as for all presets.
-    """
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(3, 4, 6, 3),
-        strides=(1, 2, 2, 2),
-        widths=(64, 128, 256, 512),
-        stem_width=64,
-        downsampling=4,
-    )
-
-
-def resnet_cifar10(num_classes: int = 10, **overrides: Any) -> ResNet:
-    """About as large as the small i-RevNet for 32x32 images: 1,052,890 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(3, 3, 3, 3),
-        strides=(2, 2, 2, 2),
-        widths=(16, 32, 64, 112),
-        stem_width=16,
-        downsampling=1,
-    )
-
-
-def resnet_digits(num_classes: int = 10, **overrides: Any) -> ResNet:
-    """About as large as the i-RevNet for grey 16x16 images: 545,722 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        in_channels=1,
-        blocks=(3, 3, 3),
-        strides=(2, 2, 2),
-        widths=(16, 40, 88),
-        stem_width=16,
-        downsampling=1,
-    )
-
-
-def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> ResNet:
-    return ResNet(num_classes, **settings | dict(overrides))

@@ -7,7 +7,7 @@ where the network that the i-RevNet paper calls RevNet-56 is ``revnet-54``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -63,8 +63,9 @@ class RevNet(nn.Module):
             shape or type, or if a state leaves the range in which sums are exact.
 
     Example:
-        >>> network = revnet_digits()
-        >>> network(torch.rand(4, 1, 16, 16)).shape
+        >>> settings = {"blocks": (2, 2), "strides": (1, 2), "widths": (16, 32)}
+        >>> network = RevNet(10, **settings, stem_width=8, downsampling=1)
+        >>> network(torch.rand(4, 3, 16, 16)).shape
         torch.Size([4, 10])
     """
 
@@ -130,15 +131,16 @@ class RevNet(nn.Module):
         """
         check_images("RevNet", x, self.in_channels, self.stride)
         dtype = x.dtype
-        x = self.stem(x)
+        state: Any = self.stem(x)  # from Split to Merge a pair
         for stored, reversible in zip(self.stored, self.reversible, strict=True):
-            x = stored(x).to(dtype)
+            state = stored(state).to(dtype)
+            assert isinstance(reversible, InvertibleSequential)
             swaps = 0
             for layer in reversible:
-                x = layer(x)
+                state = layer(state)
                 swaps += isinstance(layer, Swap)  # two in a unit
                 if isinstance(layer, Split | Swap) and swaps % 2 == 0:
-                    yield torch.cat(x, 1)
+                    yield torch.cat(state, 1)
 
 
 class StoredUnit(nn.Module):
@@ -154,8 +156,8 @@ class StoredUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, first: bool) -> None:
         super().__init__()
         channels, width = in_channels // 2, out_channels // 2
-        self.f = Bottleneck(channels, width, stride=stride, first=first)
-        self.g = Bottleneck(width, width, stride=1, first=False)
+        self.f = Bottleneck(channels, width, width // 4, stride=stride, first=first)
+        self.g = Bottleneck(width, width, width // 4, stride=1, first=False)
         self.project1 = convolution(channels, width, 1, stride)
         self.project2 = convolution(channels, width, 1, stride)
 
@@ -167,55 +169,6 @@ class StoredUnit(nn.Module):
 
 def _unit(width: int, quantum: float | None) -> list[InvertibleModule]:
     """Equation 6 of the paper, on the pair of halves."""
-    f, g = (Bottleneck(width // 2, width // 2, stride=1, first=False) for _ in range(2))
+    f, g = (Bottleneck(width // 2, width // 2, width // 8, stride=1, first=False) for _ in range(2))
     couplings = (AdditiveCoupling(part, quantum=quantum) for part in (f, g))
     return [layer for coupling in couplings for layer in (coupling, Swap())]
-
-
-def revnet56(num_classes: int = 1000, **overrides: Any) -> RevNet:
-    """RevNet-56 for ImageNet: 27,553,128 parameters.
-
-    Args:
-        num_classes: Number of logits.
-        **overrides: Settings of :class:`RevNet` to change, as for all presets.
-    """
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(2, 2, 3, 2),
-        strides=(1, 2, 2, 2),
-        widths=(512, 1024, 2048, 3328),
-        stem_width=128,
-        downsampling=4,
-    )
-
-
-def revnet_cifar10(num_classes: int = 10, **overrides: Any) -> RevNet:
-    """About as large as the small i-RevNet for 32x32 images: 1,034,202 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        blocks=(3, 3, 3, 3),
-        strides=(2, 2, 2, 2),
-        widths=(64, 128, 256, 704),
-        stem_width=16,
-        downsampling=1,
-    )
-
-
-def revnet_digits(num_classes: int = 10, **overrides: Any) -> RevNet:
-    """About as large as the i-RevNet for grey 16x16 images: 539,642 parameters."""
-    return _preset(
-        num_classes,
-        overrides,
-        in_channels=1,
-        blocks=(3, 3, 3),
-        strides=(2, 2, 2),
-        widths=(64, 192, 512),
-        stem_width=16,
-        downsampling=1,
-    )
-
-
-def _preset(num_classes: int, overrides: Mapping[str, Any], **settings: Any) -> RevNet:
-    return RevNet(num_classes, **settings | dict(overrides))

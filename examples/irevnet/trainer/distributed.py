@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from experiment.folder import RunError
+from errors import RunError
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,12 @@ class Team:
     """The processes that train together, as one of them sees them.
 
     What they share, all of them must call.
-
-    Args:
-        device: This process's.
-        rank: This process, 0 to ``ranks - 1``.
-        ranks: How many there are.
-        joined: Whether there is a process group, be it of one process.
     """
 
-    device: torch.device
-    rank: int = 0
-    ranks: int = 1
-    joined: bool = False
+    device: torch.device  # this process's
+    rank: int = 0  # this process, 0 to ``ranks - 1``
+    ranks: int = 1  # how many there are
+    joined: bool = False  # whether there is a process group, be it of one process
 
     @property
     def leads(self) -> bool:
@@ -76,20 +72,19 @@ def join(device_name: str) -> Iterator[Team]:
     """Joins the other processes that torchrun has started, if it has.
 
     If one fails, its message is printed and all of them end.
-
-    Args:
-        device_name: As ``--device``.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         yield Team(find_device(device_name))
         return
-    # A store of ours, which tells who failed first.
-    store, rank, ranks = next(iter(distributed.rendezvous("env://")))
+    # A store of ours, which tells who failed first. That of torchrun outlives a restart, and what
+    # the processes before have written into it.
+    shared, rank, ranks = next(iter(rendezvous("env://")))
+    store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", shared)
     try:
         device = own_device(find_device(device_name))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(
-            backend, store=distributed.PrefixStore("group", store), rank=rank, world_size=ranks
+            backend, store=PrefixStore("group", store), rank=rank, world_size=ranks
         )
         yield Team(device, rank, ranks, joined=True)
     except BaseException as error:
@@ -104,7 +99,7 @@ def join(device_name: str) -> Iterator[Team]:
     distributed.destroy_process_group()
 
 
-def _fails_first(store: distributed.Store) -> bool:
+def _fails_first(store: Store) -> bool:
     try:
         return store.add("failures", 1) == 1
     except RuntimeError:  # the process that held the store has gone

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from experiment.folder import RunError
+from errors import RunError
 from invertible import InvertibleSequential
 from networks import irevnet, resnet
 from networks.revnet import StoredUnit
@@ -20,13 +20,7 @@ from trainer.distributed import Team
 
 
 def spread(model: nn.Module, parallel: str, team: Team) -> nn.Module:
-    """What stands for the model in training.
-
-    Args:
-        model: With ``"fsdp"`` its weights are sharded in place.
-        parallel: As ``--parallel``.
-        team: The processes.
-    """
+    """What stands for the model in training."""
     if not team.joined:
         return model
     if parallel == "fsdp":
@@ -48,7 +42,7 @@ def _shard(model: nn.Module, team: Team) -> nn.Module:
     return model
 
 
-def sharing_gradients(net: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+def sharing_gradients(net: Any, wanted: bool) -> AbstractContextManager[None]:
     """Whether a backward pass adds up the gradients of all processes, or only its own."""
     if isinstance(net, DistributedDataParallel) and not wanted:
         return net.no_sync()
@@ -92,7 +86,8 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
     weights: Iterable[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {
         index: {
-            name: like(value, weight) if isinstance(value, Tensor) else value
+            # AdamW also has a count.
+            name: like(value, weight) if getattr(value, "shape", None) == weight.shape else value
             for name, value in state["state"][index].items()
         }
         for index, weight in enumerate(weights)

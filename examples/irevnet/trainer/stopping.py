@@ -1,23 +1,27 @@
-"""Ctrl-C and SIGTERM, answered between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal, answered between two steps."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from rich.console import Console
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    SIGNALS.append(signal.SIGHUP)
+CLOSED = 13  # SIGPIPE, which Python has turned off
 
 
 class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt, no error)
-    """A signal has come, and the state is saved.
-
-    Args:
-        number: That of the signal.
-    """
+    """A signal has come, and the state is saved."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.strsignal(number))
+        super().__init__(number)
         self.status = 128 + number  # as shells count
 
 
@@ -35,12 +39,7 @@ class Signals:
         self.before = [signal.signal(number, self._handle) for number in SIGNALS]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in zip(SIGNALS, self.before, strict=True):
             signal.signal(number, handler)
 
@@ -49,3 +48,21 @@ class Signals:
             raise KeyboardInterrupt
         if not self.received:
             self.received, self.since = number, time.monotonic()
+
+
+class Terminal(Console):
+    """A console that notes when nobody reads it any more, instead of ending the process."""
+
+    closed = 0  # CLOSED if so
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints, if it can."""
+        try:
+            super().print(*objects, **options)
+        except OSError:  # of a terminal that is gone
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """Prints nothing from now on."""
+        self.closed, self.quiet = CLOSED, True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

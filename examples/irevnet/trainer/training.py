@@ -5,29 +5,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiment.folder import RunError
+from errors import RunError, first_line
 from experiment.settings import Config
-from images.batches import Data, Normalise
+from images.batches import Batches, Normalise
+from images.dataset import MIX
 from invertible import RebuildError
-from networks.presets import PRESETS
 from trainer.distributed import Team
+from trainer.optimisation import Average, Precision, build_optimizer
 from trainer.parallel import (
     compile_blocks,
+    like,
     load_model,
     load_optimizer,
     sharing_gradients,
     spread,
     whole,
 )
-from trainer.precision import Precision
+from trainer.tally import Tally
+from trainer.weights import begin_with, build_model
 
-TOP5_CLASSES = 10  # from how many on the share of images whose class is among five is told
+
+class DivergedError(RunError):
+    """What was computed has left all bounds."""
 
 
 class Training:
@@ -36,10 +42,9 @@ class Training:
     The learning rate and the images are functions of the step, so that they need no state.
     """
 
-    def __init__(self, config: Config, data: Data, team: Team) -> None:
+    def __init__(self, config: Config, data: tuple[Batches, Batches], team: Team) -> None:
         torch.manual_seed(config.seed)
         self.config = config
-        self.data = data
         self.team = team
         self.device = team.device
         self.parts = _parts(config, team)
@@ -47,36 +52,39 @@ class Training:
         self.precision = Precision(config.precision, self.device)
         if self.sharded and self.precision.type is torch.float16:
             raise RunError("--parallel fsdp does not take --precision float16: take bfloat16.")
+        self.train_batches, self.test_batches = data
+        self.classes = self.train_batches.images.classes
         self.normalise = Normalise(config.mean, config.std, self.device)
-        self.model = build_model(config, data.classes).to(
+        self.model: nn.Module = build_model(config, len(self.classes))
+        self.model = self.model.to(
             self.device,
             # 15 to 30 % less time on a CPU. fully_shard refuses weights in this layout.
             memory_format=torch.contiguous_format if self.sharded else torch.channels_last,
-        )
+        )  # type: ignore[call-overload]
         if config.sync_batch_norm:
             self.model = _with_shared_statistics(self.model, self.device)
         if config.compile:
             compile_blocks(self.model)
         self.net = spread(self.model, config.parallel, team)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda") and not self.sharded,
-        )
+        fused = self.device.type in ("cpu", "cuda") and not self.sharded
+        self.optimizer = build_optimizer(self.model, config, fused=fused)
+        self.average = Average(self.model, config.ema) if config.ema else None
         if team.rank:  # dropout differs from process to process
-            torch.manual_seed(config.seed + team.rank)
+            torch.manual_seed((config.seed + team.rank) % 2**64)
         self.epoch = 0  # how many are done
         self.step = 0  # how many are done of the next epoch
-        self.best_accuracy = 0.0
-        self.tally = Tally(self.device, data.classes)
+        self.best_accuracy, self.best_epoch = 0.0, 0
+        self.tally = self.new_tally()
         self.losses: list[Tensor] = []  # of the steps since they were taken last
+
+    def new_tally(self) -> Tally:
+        """Counts from 0."""
+        return Tally(self.device, len(self.classes))
 
     @property
     def steps(self) -> int:
         """Steps in a whole epoch."""
-        return len(self.data.train)
+        return len(self.train_batches)
 
     @property
     def iteration(self) -> int:
@@ -93,45 +101,94 @@ class Training:
         """Epochs in the whole run, of which the last may be cut short."""
         return math.ceil(self.iterations / self.steps)
 
+    def begin(self) -> None:
+        """Takes over the weights to begin with, if there are any; all processes must call it."""
+        if self.config.weights is None:
+            return
+        model = build_model(self.config, len(self.classes))
+        begin_with(self.config.weights, model, self.config, self.classes)
+        load_model(self.model, model.state_dict())
+        if self.average is not None:
+            self.average = Average(self.model, self.config.ema)
+
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs to go on as if never stopped; all processes must call it."""
+        average = self.average and whole(self.average.state, self.team)
         return {
             "config": self.config.as_dict(),
-            "classes": self.data.classes,
+            "classes": list(self.classes),
+            "images": self._images_of_the_run(),
             "epoch": self.epoch,
             "step": self.step,
             "model": whole(self.model.state_dict(), self.team),
+            "average": average,
             "optimizer": whole(self.optimizer.state_dict(), self.team),
             "scaler": self.precision.scaler.state_dict(),
             "best_accuracy": self.best_accuracy,
+            "best_epoch": self.best_epoch,
             "tally": self.tally.state(self.team),
             "losses": self.mean_losses(),
             "rng": self.team.gather(_rng_state(self.device)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes over a state that was saved under the same settings."""
+        """Takes over a state that was saved under the same settings and on the same images."""
+        try:
+            self._check(state)
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
+            load_model(self.model, state["model"])
+            if self.average is not None:
+                own = self.average.state
+                self.average.state = {
+                    name: like(value, own[name]).to(self.device)
+                    for name, value in state["average"].items()
+                }
+            load_optimizer(self.optimizer, state["optimizer"])
+            self.precision.scaler.load_state_dict(state["scaler"])
+            self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
+            self.tally.restore(state["tally"], self.team)
+            self.losses = list(torch.tensor(state["losses"], device=self.device))
+            if self.team.rank < max(1, len(state["rng"])):
+                _set_rng_state(state["rng"][self.team.rank], self.device)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint is not whole, or of another version: {first_line(error)} "
+                f"({type(error).__name__})."
+            ) from error
+
+    def _check(self, state: dict[str, Any]) -> None:
         differences = self.config.differences(state["config"])
-        if state["classes"] != self.data.classes:
-            differences.append(f"classes were {state['classes']}, are {self.data.classes}")
         if differences:
             raise RunError(f"the run to resume has other settings: {'; '.join(differences)}.")
-        self.epoch, self.step = state["epoch"], state["step"]
-        load_model(self.model, state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        self.best_accuracy = state["best_accuracy"]
-        self.tally.restore(state["tally"], self.team)
-        self.losses = list(torch.tensor(state["losses"], device=self.device))
-        if self.team.rank < len(state["rng"]):
-            _set_rng_state(state["rng"][self.team.rank], self.device)
+        changes = [
+            f"class {number} was {old!r}, is {new!r}"
+            for number, (old, new) in enumerate(zip(state["classes"], self.classes, strict=False))
+            if old != new
+        ][:1]
+        if len(state["classes"]) != len(self.classes):
+            changes.append(f"classes were {len(state['classes'])}, are {len(self.classes)}")
+        for part, (count, print_) in self._images_of_the_run().items():
+            old_count, old_print = state["images"][part]
+            if old_count != count:
+                changes.append(f"{part} images were {old_count:,}, are {count:,}")
+            elif old_print != print_:
+                changes.append(f"{part} images have other names or classes")
+        if changes:
+            raise RunError(
+                f"the run was on other images: {'; '.join(changes)}. Give it the same again; or "
+                "begin a new one on these, with --weights of this one."
+            )
+
+    def _images_of_the_run(self) -> dict[str, tuple[int, int]]:
+        parts = {"train": self.train_batches, "test": self.test_batches}
+        return {part: (len(b.images), b.images.fingerprint()) for part, b in parts.items()}
 
     def train(self) -> Iterator[Tally]:
         """Trains to the end of the epoch, giving the tally of it after each step."""
         self.net.train()
         if self.step == 0:
-            self.tally = Tally(self.device, self.data.classes)
-        batches = self.data.train.epoch(self.epoch, self.step)
+            self.tally = self.new_tally()
+        batches = self.train_batches.epoch(self.epoch, self.step)
         while self.step < self.steps and self.iteration < self.iterations:
             asked = time.perf_counter()
             pixels, labels = next(batches)
@@ -144,29 +201,46 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.iteration)
         self.optimizer.zero_grad()
+        share = self._share()
         parts = zip(self._images(pixels).chunk(self.parts), labels.chunk(self.parts), strict=True)
         losses = [
-            self._backward(x, y, last=number == self.parts)
+            self._backward(x, y, share, last=number == self.parts)
             for number, (x, y) in enumerate(parts, start=1)
         ]
-        self.precision.step(self.optimizer)
+        self.precision.step(self.optimizer, self.config.clip_norm)
+        if self.average is not None:
+            self.average.update(self.iteration + 1)
         self.losses.append(torch.stack(losses).sum())
 
-    def _backward(self, x: Tensor, labels: Tensor, last: bool) -> Tensor:
+    def _share(self) -> float:
+        """What each image keeps of itself when it is mixed with another."""
+        if not self.config.mixup:
+            return 1.0
+        rng = self.train_batches.order.generator(MIX, self.epoch, self.step)
+        return float(rng.beta(self.config.mixup, self.config.mixup))
+
+    def _backward(self, x: Tensor, labels: Tensor, share: float, *, last: bool) -> Tensor:
         """Adds the gradients of a part of a step; returns what it adds to the mean loss."""
+        if share < 1:
+            x = torch.lerp(x.flip(0), x, share)
         with sharing_gradients(self.net, last):
             with self.precision.autocast():
                 logits = self._logits(self.net, x)
-                loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+                loss = self._loss(logits, labels)
+                if share < 1:
+                    loss = torch.lerp(self._loss(logits, labels.flip(0)), loss, share)
             try:
                 self.precision.backward(loss / self.parts)
             except RebuildError as error:
-                raise RunError(
-                    f"activations can't be rebuilt in epoch {self.epoch + 1}: lower --lr, or take "
-                    f"a --quantum or --no-checkpoint. {error}"
+                raise DivergedError(
+                    f"activations can't be rebuilt in epoch {self.epoch + 1}, as they can with a "
+                    f"--quantum or --no-checkpoint. {error}"
                 ) from error
         self.tally.add(loss.detach() * len(labels), logits.detach(), labels)
         return loss.detach() / self.parts
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     def _images(self, pixels: Tensor) -> Tensor:
         return self.normalise(pixels).contiguous(memory_format=torch.channels_last)
@@ -174,40 +248,49 @@ class Training:
     def _logits(self, net: nn.Module, x: Tensor) -> Tensor:
         try:
             logits: Tensor = net(x).float()
-        except ValueError as error:  # features beyond the range of exact sums
-            raise RunError(
-                f"training stops after {self.epoch} whole epochs: {error} Try a lower --lr or "
-                "another --quantum."
+        except ValueError as error:
+            if str(error).startswith("Expected more than 1 value per channel"):
+                raise RunError(
+                    f"a part of {len(x)} image leaves batch statistics one value to a channel, of "
+                    "which there is no deviation: give each process and part more images by a "
+                    "larger --batch-size or a smaller --accumulate, or take a larger --image-size."
+                ) from error
+            # Features beyond the range of exact sums.
+            raise DivergedError(
+                f"training stops after {self.epoch} whole epochs: {error}"
             ) from error
         return logits
 
     def test(self, after_batch: Callable[[], object]) -> Tally:
         """Goes through the test images; what a call after each batch raises ends it."""
-        self.team.follow(self.model.buffers())
         self.net.eval()
-        tally = Tally(self.device, self.data.classes)
-        for pixels, labels in self.data.test.epoch():
-            with torch.no_grad(), self.precision.autocast():
-                logits = self._logits(self.model, self._images(pixels))
-                tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
-            after_batch()
+        tally = self.new_tally()
+        with self.average.in_place() if self.average else nullcontext(), torch.no_grad():
+            self.team.follow(self.model.buffers())
+            for pixels, labels in self.test_batches.epoch():
+                with self.precision.autocast():
+                    logits = self._logits(self.model, self._images(pixels))
+                    tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+                after_batch()
         return tally
 
     def end_epoch(self, accuracy: float) -> bool:
         """Turns to the next epoch; whether the accuracy is the best so far."""
         self.epoch, self.step = self.epoch + 1, 0
-        best = accuracy > self.best_accuracy
-        self.best_accuracy = max(accuracy, self.best_accuracy)
-        return best
+        if accuracy <= self.best_accuracy:
+            return False
+        self.best_accuracy, self.best_epoch = accuracy, self.epoch
+        return True
 
     def whole_model(self) -> nn.Module:
         """The model, not sharded, in the process that leads; all processes must call it."""
-        if not self.sharded:
+        if not self.sharded and not self.average:
             return self.model
-        state = whole(self.model.state_dict(), self.team)
+        state = self.average.state if self.average else self.model.state_dict()
+        state = whole(state, self.team)
         if not self.team.leads:
             return self.model
-        model = build_model(self.config, self.data.classes).to(self.device)
+        model = build_model(self.config, len(self.classes)).to(self.device)
         model.load_state_dict(state)
         return model
 
@@ -222,10 +305,7 @@ class Training:
         losses = self.team.total(torch.stack(self.losses)) / self.team.ranks
         found: list[float] = losses.tolist()
         if not all(map(math.isfinite, found)):
-            raise RunError(
-                f"the loss is no longer finite in epoch {self.epoch + 1}: lower --lr. The "
-                "checkpoint holds the state before."
-            )
+            raise DivergedError(f"the loss is no longer finite in epoch {self.epoch + 1}.")
         return found
 
     def take_losses(self) -> list[float]:
@@ -242,25 +322,6 @@ def _parts(config: Config, team: Team) -> int:
             f"{config.accumulate}, got {config.batch_size}."
         )
     return config.accumulate
-
-
-def build_model(config: Config, classes: int) -> nn.Module:
-    """The network of the preset, for these images."""
-    changes: dict[str, Any] = {"in_channels": len(config.mean)}
-    if config.blocks is not None:
-        changes["blocks"] = config.blocks
-    if not config.preset.startswith("resnet"):  # which adds nothing that could be undone
-        changes |= {"checkpoint": config.checkpoint, "quantum": config.quantum}
-    try:
-        model = PRESETS[config.preset](classes, **changes)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if config.image_size % model.stride:
-        raise RunError(
-            f"--image-size must be a multiple of {model.stride} for --preset {config.preset}, got "
-            f"{config.image_size}."
-        )
-    return model
 
 
 def _with_shared_statistics(model: nn.Module, device: torch.device) -> nn.Module:
@@ -281,61 +342,3 @@ def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-class Tally:
-    """Loss, accuracy and speed of an epoch, summed up on the device.
-
-    Reading waits for the device, so that it is better not done after every step.
-
-    Args:
-        device: Where the sums are kept.
-        classes: Among how many the images are told apart.
-    """
-
-    def __init__(self, device: torch.device, classes: int) -> None:
-        self.names = ["loss", "accuracy"] + ["top5_accuracy"] * (classes >= TOP5_CLASSES)
-        self.sums = torch.zeros(len(self.names), device=device)
-        self.images = 0  # of this process
-        self.waited = 0.0  # seconds for images
-        self.before = 0.0  # seconds until the run was interrupted
-        self.began = time.perf_counter()
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Adds images with the sum of their losses."""
-        guesses = logits.topk(5 if len(self.names) > 2 else 1).indices == labels[:, None]
-        sums = [loss, guesses[:, 0].sum(), guesses.any(1).sum()]
-        self.sums += torch.stack(sums[: len(self.names)])
-        self.images += len(labels)
-
-    def read(self, team: Team | None = None) -> dict[str, float]:
-        """The means: over the images of this process, or of all of a team."""
-        sums = torch.cat([self.sums, self.sums.new_tensor([self.images])])
-        *found, images = (team.total(sums) if team else sums).tolist()
-        return {name: value / images for name, value in zip(self.names, found, strict=True)}
-
-    def seconds(self) -> float:
-        """Time that the epoch has taken."""
-        return self.before + time.perf_counter() - self.began
-
-    def speed(self) -> float:
-        """Images of this process per second."""
-        return self.images / self.seconds()
-
-    def state(self, team: Team) -> dict[str, Any]:
-        """What :meth:`restore` needs."""
-        return {
-            "sums": team.total(self.sums),
-            "images": self.images * team.ranks,
-            "waited": self.waited,
-            "seconds": self.seconds(),
-        }
-
-    def restore(self, state: dict[str, Any], team: Team) -> None:
-        """Goes on from a state."""
-        if team.leads:  # the sums are those of all processes
-            self.sums.copy_(state["sums"])
-        self.images = state["images"] // team.ranks
-        self.waited = state["waited"]
-        self.before = state["seconds"]
-        self.began = time.perf_counter()

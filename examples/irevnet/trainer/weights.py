@@ -1,4 +1,4 @@
-"""Trained networks in files: those of our runs, those converted from them, and the published one.
+"""Trained networks in files: those of our runs, those converted from them, and published ones.
 
 Whatever the file, nothing in it is run: it can hold tensors and plain values only.
 """
@@ -6,6 +6,7 @@ Whatever the file, nothing in it is run: it can hold tensors and plain values on
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,38 +14,68 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiment.folder import CHECKPOINT, RUNS, RunError, folder_to_resume, writing
-from experiment.settings import RECIPES, Config
-from networks.irevnet import describe, find_faults, load_released, released_names
-from networks.presets import PRESETS, Classifier
-from trainer.training import build_model
+from errors import RunError, first_line, writing
+from experiment.folder import BEST, CHECKPOINT, RUNS, check_sums, folder_to_resume
+from experiment.settings import Config, recipe
+from images.dataset import numbered
+from networks.irevnet import IRevNet
+from networks.released import describe, find_faults, released_names
+from presets import PRESETS, Classifier
 
-# Those whose weights the released code can have trained.
-RELEASED = ("b-released", "cifar10", "b", "a")
+PUBLISHED = "b-released"  # the network of weights that do not say which they are of
+# What makes a state dict of a pickled network, for those who trust it.
+UNPACK = """
+    import torch
+    checkpoint = torch.load({path!r}, weights_only=False)
+    torch.save({{"state_dict": checkpoint["model"].state_dict()}}, "weights.pth.tar")"""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network and what is known of it.
+    """A trained network and what is known of it."""
 
-    Args:
-        model: In evaluation mode.
-        config: The settings of the run that trained it; of published weights, the released code's.
-        classes: Number of classes.
-        origin: Where it comes from, in one line.
-    """
-
-    model: Classifier
+    model: Classifier  # in evaluation mode
+    # the settings of the run that trained it; of published weights, the released code's
     config: Config
-    classes: int
-    origin: str
+    classes: tuple[str, ...]  # the names of the classes, or their numbers
+    origin: str  # where it comes from, in one line
+    path: Path = Path()  # of the file
 
 
-def load_network(path: Path | None, device: torch.device) -> Network:
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: settings and classes only if it says so."""
+
+    path: Path
+    state: dict[str, Tensor]
+    config: Config | None = None
+    classes: tuple[str, ...] | None = None
+    about: str = ""
+
+
+def build_model(config: Config, classes: int) -> Classifier:
+    """The network of the preset, for these images."""
+    preset = PRESETS[config.preset]
+    changes: dict[str, Any] = {"in_channels": len(config.mean)}
+    if config.blocks is not None:
+        changes["blocks"] = config.blocks
+    if preset.reversible:
+        changes |= {"checkpoint": config.checkpoint, "quantum": config.quantum}
+    try:
+        model = preset.build(classes, **changes)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if config.image_size % model.stride:
+        raise RunError(
+            f"--image-size must be a multiple of {model.stride} for --preset {config.preset}, got "
+            f"{config.image_size}."
+        )
+    return model
+
+
+def load_network(path: Path | None, device: torch.device, preset: str | None = None) -> Network:
     """Reads a trained network.
 
     Args:
@@ -52,40 +83,73 @@ def load_network(path: Path | None, device: torch.device) -> Network:
             checkpoint of the released code such as ``ILSVRC_trained_irevnet.pth.tar``. None is the
             latest run under runs/irevnet.
         device: Where the network goes.
+        preset: Of weights that do not say which network they are of; None is the published.
 
     Raises:
         RunError: If there is no such file, or it holds something else.
     """
-    path = _find(path)
-    network = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    network.model.to(device).eval()
-    return network
+    found = read_weights(_find(path))
+    # In floating point, as it was trained: nothing kept its states in the range of exact sums.
+    config = found.config or replace(recipe(preset or PUBLISHED), quantum=None)
+    classes = found.classes or numbered(_count_classes(found))
+    model = build_model(config, len(classes))
+    _fill(model, found, config, found.state)
+    model.to(device).eval()
+    origin = f"{found.path}: {config.preset}{found.about}"
+    return Network(model, config, classes, origin, found.path)
+
+
+def begin_with(path: Path, model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
+    """Fills a network with trained weights; its classifier stays new if its classes are others."""
+    found = read_weights(_find(path))
+    state = _in_our_names(model, found.state)
+    own = model.state_dict()
+    # Classes without names are taken for the same.
+    others = not {found.classes, classes} & {None, numbered(len(classes))} and (
+        found.classes != classes
+    )
+    for name in list(state):
+        is_classifier = name.startswith(("classifier.", "fc."))
+        if is_classifier and (others or state[name].shape != own[name].shape):
+            state[name] = own[name]
+    _fill(model, found, config, state)
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a file, whichever of those it is."""
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+    for name, value in found.state.items():
+        if not value.isfinite().all():
+            raise RunError(f"{path} has weights that are not finite: {name}.")
+    return found
 
 
 def save_weights(path: Path, network: Network) -> None:
     """Writes a network as a ``.safetensors`` file.
 
-    Its metadata are the preset, the number of classes, the origin, and in JSON all settings.
+    Its metadata are the preset, the classes, the origin, a checksum, and in JSON all settings.
 
     Raises:
         RunError: If it cannot be written; a file that was there is untouched then.
     """
+    safetensors = _import_safetensors(path)
     # Tensors that share memory are refused.
     state = {key: value.clone().contiguous() for key, value in network.model.state_dict().items()}
     metadata = {
         "format": "pt",
         "preset": network.config.preset,
-        "classes": str(network.classes),
+        "classes": json.dumps(network.classes),
         "origin": network.origin,
         "settings": json.dumps(network.config.as_dict()),
+        "crc32": _checksum(state),
     }
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, partial, metadata)
+            safetensors.torch.save_file(state, partial, metadata)
             partial.replace(path)
-    except SafetensorError as error:  # for instance a full disk
+    except safetensors.SafetensorError as error:  # for instance a full disk
         raise RunError(f"cannot write {path}: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -93,12 +157,9 @@ def save_weights(path: Path, network: Network) -> None:
 
 def _find(path: Path | None) -> Path:
     if path is None:
-        try:
-            path = folder_to_resume(None)
-        except RunError as error:
-            raise RunError(
-                f"there is no run under {RUNS}: train one, or give --weights."
-            ) from error
+        path = folder_to_resume(None, needed=False)
+        if path is None:
+            raise RunError(f"there is no run under {RUNS}: train one, or give --weights.")
     if path.is_dir():
         path /= CHECKPOINT
     if not path.is_file():
@@ -109,87 +170,123 @@ def _find(path: Path | None) -> Path:
     return path
 
 
-def _read_safetensors(path: Path) -> Network:
+def _import_safetensors(path: Path) -> Any:
     try:
-        with safe_open(path, framework="pt") as file:
+        import safetensors.torch
+    except ImportError as error:
+        raise RunError(f"for {path}, install the package safetensors.") from error
+    return safetensors
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    found = 0
+    for _, value in sorted(state.items()):
+        found = zlib.crc32(value.cpu().reshape(-1).view(torch.uint8).numpy().data, found)
+    return str(found)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    safetensors = _import_safetensors(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise RunError(f"cannot read {path}: {error}.") from error
-    if not metadata.keys() >= {"settings", "classes", "origin"}:
-        raise RunError(f"{path} does not say which network it is of: write it with convert.py.")
+    if "settings" not in metadata:
+        return Weights(path, state)
+    if metadata["crc32"] != _checksum(state):
+        raise RunError(f"cannot read {path}: its checksum is wrong.")
     config = _settings(path, json.loads(metadata["settings"]))
-    return _network(path, config, int(metadata["classes"]), state, metadata["origin"])
+    classes = tuple(json.loads(metadata["classes"]))
+    return Weights(path, state, config, classes, f", made of {metadata['origin']}")
 
 
-def _read_checkpoint(path: Path) -> Network:
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunError(f"cannot read {path}: {reason}") from error
-    keys = found.keys() if isinstance(found, dict) else set()
-    if keys >= {"config", "classes", "model"}:
+def _read_checkpoint(path: Path) -> Weights:
+    found = _load(path)
+    if isinstance(found, dict) and found.keys() >= {"config", "classes", "model"}:
         return _of_our_run(path, found)
-    if "state_dict" in keys:
-        return _of_the_released_code(path, found)
-    content = ", ".join(map(str, keys)) or f"a {type(found).__name__}"
-    raise RunError(
-        f"{path} is no checkpoint of train_imagenet.py, nor of the released code, which would have "
-        f"a state_dict: it holds {content}."
-    )
+    state = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict):
+        raise RunError(f"{path} has no weights by their names, but a {type(state).__name__}.")
+    others = [f"{key} ({type(v).__name__})" for key, v in state.items() if not _is_weight(key, v)]
+    if others or not state:
+        raise RunError(
+            f"{path} is no checkpoint of train_imagenet.py, nor of the released code, which would "
+            f"have a state_dict: it holds {', '.join(others[:6]) or 'nothing'}."
+        )
+    return Weights(path, {key.removeprefix("module."): value for key, value in state.items()})
 
 
-def _of_our_run(path: Path, found: Mapping[str, Any]) -> Network:
-    config = _settings(path, found["config"])
-    origin = f"{path}: {config.preset}, epochs trained: {found['epoch']}"
-    return _network(path, config, found["classes"], found["model"], origin)
+def _is_weight(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
 
 
-def _of_the_released_code(path: Path, found: Mapping[str, Any]) -> Network:
-    state = {key.removeprefix("module."): value for key, value in found["state_dict"].items()}
-    classes = len(state.get("linear.bias", [0]))
-    preset = min(RELEASED, key=lambda name: _distance(name, classes, state))
-    # In floating point, as it was trained: nothing kept its states in the range of exact sums.
-    config = replace(RECIPES[preset], quantum=None)
-    model = build_model(config, classes)
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(24)
+    if not start.startswith((b"PK", b"\x80")):  # an archive, or as torch wrote until 1.6
+        raise RunError(f"{path} is no file of weights: it begins with {start!r}.")
     try:
-        load_released(model, state)
-    except ValueError as error:
-        raise RunError(f"{path} is nearest to {preset} of the released code. {error}") from error
-    return Network(model, config, classes, f"{path}: {preset} of the released code")
+        check_sums(path)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        if "weights_only" in str(error) and "GLOBAL" in str(error):
+            raise RunError(
+                f"{path} holds more than tensors and plain values, and to load that can run any "
+                "code. If you trust whoever made it, make a state dict of it, where the code of "
+                f"its network can be imported:{UNPACK.format(path=str(path))}"
+            ) from error
+        raise RunError(f"cannot read {path}: {first_line(error)}") from error
 
 
-def _distance(preset: str, classes: int, state: Mapping[str, Tensor]) -> int:
-    """In how many weights a state differs from what the released code has for a preset."""
-    with torch.device("meta"):
-        model = PRESETS[preset](classes)
-    own = model.state_dict()
-    expected = {key: own[name] for key, name in released_names(model).items()}
-    return sum(map(len, find_faults(expected, state).values()))
+def _of_our_run(path: Path, found: Mapping[str, Any]) -> Weights:
+    config = _settings(path, found["config"])
+    classes = found["classes"]
+    classes = numbered(classes) if isinstance(classes, int) else tuple(classes)
+    about = f", epochs trained: {found['epoch']}"
+    best = found.get("best_epoch", found["epoch"])
+    if best != found["epoch"] and (path.parent / BEST).is_file() and path.name != BEST:
+        about += f"; {BEST} beside it, of epoch {best}, was better in the test"
+    return Weights(path, found.get("average") or found["model"], config, classes, about)
 
 
 def _settings(path: Path, values: Mapping[str, Any]) -> Config:
     try:
         return Config.from_dict(values)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise RunError(f"{path} has settings of another version: {error}.") from error
 
 
-def _network(
-    path: Path, config: Config, classes: int, state: dict[str, Tensor], origin: str
-) -> Network:
-    model = build_model(config, classes)
+def _count_classes(found: Weights) -> int:
+    for name in ("linear.bias", "classifier.bias", "fc.bias"):
+        if name in found.state:
+            return len(found.state[name])
+    raise RunError(f"{found.path} has no classifier: it holds {', '.join([*found.state][:6])}.")
+
+
+def _fill(model: Any, found: Weights, config: Config, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
+    state = _in_our_names(model, state)
     faults = find_faults(own, state)
     if faults:
-        raise RunError(f"{path} does not fit --preset {config.preset}: {describe(faults)}.")
-    model.load_state_dict(own | state)
-    return Network(model, config, classes, origin)
+        hint = "" if found.config else " Say with --preset which network they are of."
+        raise RunError(
+            f"{found.path} does not fit --preset {config.preset}: {describe(faults)}.{hint}"
+        )
+    model.load_state_dict(own | dict(state))
 
 
-def _numpy_scalars() -> list[Callable[..., Any]]:
+def _in_our_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights by our names, where they have the released code's."""
+    if not (isinstance(model, IRevNet) and any(name.startswith("stack.") for name in state)):
+        return dict(state)
+    ours = released_names(model)
+    return {ours.get(name, name): value for name, value in state.items()}
+
+
+def _numpy_scalars() -> list[Any]:
     """What a file may call besides what makes tensors: accuracies were numpy's numbers at times."""
     modules = ("numpy.core.multiarray", "numpy._core.multiarray")
     types = {type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")}

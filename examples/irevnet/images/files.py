@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from experiment.folder import RunError
+from errors import RunError
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -25,11 +25,6 @@ def read_image(file: str | IO[bytes], mode: str, name: str) -> Image.Image:
 
     Transparency is dropped, an animation's first image taken. The orientation that a camera notes
     in EXIF is ignored, as ImageNet's networks are trained.
-
-    Args:
-        file: The path, or the open file.
-        mode: Pillow's name for three channels or one.
-        name: What to call the file if it cannot be read.
     """
     try:
         with _open(file) as image:

@@ -6,8 +6,8 @@ import pytest
 from pictures import noise
 from PIL import Image
 
-from experiment.folder import RunError
-from images.image_files import augmented, centre_crop, random_box, read_image
+from errors import RunError
+from images.files import augmented, centre_crop, random_box, read_image
 
 
 def saved(image, suffix="PNG", **options):

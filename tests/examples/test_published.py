@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from archives import batch, pack, python_2, python_3, write
 
-from experiment.folder import RunError
-from images.cifar10 import FOLDER, is_cifar10, read_cifar10
+from errors import RunError
+from images.published import CLASSES, FOLDER, is_cifar10, read_cifar10
+
+
+def both(path):
+    return [read_cifar10(path, part) for part in ("train", "test")]
 
 
 @pytest.fixture
@@ -17,28 +21,25 @@ def folder(tmp_path):
 def test_the_archive_and_the_folder_in_it_hold_the_same(folder):
     for path in (pack(folder), folder, folder.parent):
         assert is_cifar10(path)
-        train, test, classes = read_cifar10(path)
+        train, test = both(path)
         assert train.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
         assert test.labels.tolist() == [5, 9]
-        assert classes == 10
-        assert train.images.shape == (10, 32, 32, 3)
+        assert train.classes == tuple(CLASSES)
+        assert train.read(9, "RGB").size == (32, 32)
 
 
 def test_planes_of_rows_become_pixels(folder):
-    train, *_ = read_cifar10(folder)
+    train, _ = both(folder)
     data = batch(1)[b"data"][1].reshape(3, 32, 32)  # as the authors describe it
-    np.testing.assert_array_equal(train.images[3], np.stack(list(data), -1))
+    np.testing.assert_array_equal(np.array(train.read(3, "RGB")), np.stack(list(data), -1))
     pixel = train.read(3, "RGB").getpixel((5, 7))
     assert pixel == tuple(data[:, 7, 5].tolist())
 
 
 def test_an_archive_that_python_3_pickled_is_read_as_well(tmp_path):
-    train, *_ = read_cifar10(write(tmp_path / "mine", python_3))
-    np.testing.assert_array_equal(train.images[:2], read_cifar10_of_python_2(tmp_path)[:2])
-
-
-def read_cifar10_of_python_2(tmp_path):
-    return read_cifar10(write(tmp_path / "theirs"))[0].images
+    ours, theirs = write(tmp_path / "mine", python_3), write(tmp_path / "theirs")
+    images = [np.array(both(path)[0].read(1, "RGB")) for path in (ours, theirs)]
+    np.testing.assert_array_equal(*images)
 
 
 def test_other_folders_are_not_taken_for_it(tmp_path):
@@ -62,7 +63,7 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, where):
     with pytest.raises(
         RunError, match=rf"data_batch_3 of .*bad: it calls {os.mkdir.__module__}.mkdir"
     ):
-        read_cifar10(folder)
+        both(folder)
     assert not trace.exists()
 
 
@@ -70,7 +71,7 @@ def test_code_in_an_array_of_objects_is_refused_and_does_not_run(tmp_path):
     trace = tmp_path / "it ran"
     bad = {b"data": np.array([Malicious(trace)], object), b"labels": [0]}
     with pytest.raises(RunError, match=r"it calls .*mkdir"):
-        read_cifar10(write(tmp_path / "bad", data_batch_1=python_3(bad)))
+        both(write(tmp_path / "bad", data_batch_1=python_3(bad)))
     assert not trace.exists()
 
 
@@ -81,31 +82,32 @@ def test_code_in_an_array_of_objects_is_refused_and_does_not_run(tmp_path):
         (python_2(batch(0))[:500], "truncated|out of input"),
         (python_2({b"data": batch(0)[b"data"], b"fine_labels": [1, 2]}), "labels"),
         (python_2({b"data": batch(0)[b"data"], b"labels": [1]}), r"\(2, 3072\) .* for 1 labels"),
+        (python_2(batch(0) | {b"labels": [1, 10]}), "labels from 1 to 10"),
         (python_2({b"data": np.zeros((2, 3072)), b"labels": [1, 2]}), "float64"),
         (python_2([1, 2]), "list"),
     ],
 )
 def test_a_foreign_file_is_named(tmp_path, content, reason):
     with pytest.raises(RunError, match=f"^cannot read test_batch of .*mine: .*({reason})"):
-        read_cifar10(write(tmp_path / "mine", test_batch=content))
+        both(write(tmp_path / "mine", test_batch=content))
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "data_batch_4").unlink()
     for path in (folder, pack(folder)):
         with pytest.raises(RunError, match="has no data_batch_4: is it CIFAR-10's python version"):
-            read_cifar10(path)
+            both(path)
 
 
 def test_a_cut_archive_is_named(folder):
     path = pack(folder)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RunError, match=r"^cannot read the archive .*cifar-10-python.tar.gz: ."):
-        read_cifar10(path)
+        both(path)
 
 
 def test_an_archive_of_another_kind_is_named(tmp_path):
     path = tmp_path / "cifar.tar.gz"
     path.write_text("not an archive")
     with pytest.raises(RunError, match=r"^cannot read the archive .*cifar.tar.gz: ."):
-        read_cifar10(path)
+        both(path)

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiment.folder import RunError
-from trainer.precision import Precision
+from errors import RunError
+from experiment.settings import Config
+from trainer.optimisation import Average, Precision, build_optimizer
 
 CPU = torch.device("cpu")
 
@@ -59,3 +60,43 @@ def test_scaled_gradients_change_the_weights_as_others_do():
     precision.backward((weight * torch.inf).sum())
     precision.step(optimizer)
     torch.testing.assert_close(weight.data, torch.tensor([0.5, 0.0]))
+
+
+def test_gradients_are_clipped_to_a_norm():
+    precision = Precision("float32", CPU)
+    weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    for clip_norm, length in ((0.0, 5.0), (1.0, 1.0), (10.0, 5.0)):
+        for weight, gradient in zip(weights, (3.0, 4.0), strict=True):
+            weight.data.zero_()
+            weight.grad = torch.tensor([gradient])
+        precision.step(optimizer, clip_norm)
+        torch.testing.assert_close(torch.cat(list(weights)).norm().item(), length)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_norms_and_biases_decay_unless_it_is_refused(name, kind):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    for decay_norms, decays in ((True, {0.1: 4}), (False, {0.1: 1, 0.0: 3})):
+        config = Config(optimizer=name, weight_decay=0.1, decay_norms=decay_norms, lr=0.5)
+        optimizer = build_optimizer(model, config, fused=False)
+        assert isinstance(optimizer, kind)
+        groups = optimizer.param_groups
+        assert {group["weight_decay"]: len(group["params"]) for group in groups} == decays
+        assert {group["lr"] for group in groups} == {0.5}
+
+
+def test_an_average_follows_the_weights_and_stands_in_for_them():
+    model = nn.BatchNorm1d(2)
+    average = Average(model, decay=0.5)
+    expected = torch.ones(2)
+    for step in range(1, 20):
+        model.weight.data.fill_(step)
+        model.num_batches_tracked.fill_(step)
+        average.update(step)
+        decay = min(0.5, step / (step + 9))
+        expected = decay * expected + (1 - decay) * step
+    with average.in_place():
+        torch.testing.assert_close(model.weight.data, expected)
+        assert model.num_batches_tracked == 19
+    assert model.weight.data.tolist() == [19, 19]

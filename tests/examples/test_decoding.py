@@ -5,11 +5,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from analyses.report import SHOWN, decode, draw, draw_rows, measure, table
+from analyses.decoding import SHOWN, decode, draw_pairs, draw_rows, table
 from images.batches import Normalise
 
 CPU = torch.device("cpu")
-NORMALISE = Normalise([0.5], [0.25], CPU)
 
 
 class Off(nn.Module):
@@ -32,19 +31,19 @@ class Off(nn.Module):
         return -(phi[:, 0, 0, :1] * 255 - torch.arange(10)).abs()
 
 
-class Numbered:
-    """Grey images all of whose pixels are their label, 0 to 9."""
+class Already(Normalise):
+    """Takes images that are normalised."""
 
-    images = 20
+    def __call__(self, x):
+        return x
 
-    def epoch(self):
-        for labels in torch.arange(20).remainder(10).split(8):
-            yield labels.byte()[:, None, None, None].expand(-1, 1, 2, 2), labels
+
+NORMALISE = Already([0.5], [0.25], CPU)
 
 
 def of(*factors, images=None):
     x = torch.randn(len(factors), 1, 2, 2) if images is None else images
-    return decode(Off(*factors), [x], len(x), NORMALISE)
+    return decode(Off(*factors), [(x, torch.zeros(len(x)))], len(x), NORMALISE)
 
 
 def test_errors_are_relative_to_each_image():
@@ -70,7 +69,7 @@ def test_the_worst_image_is_kept_whichever_batch_it_is_in():
     def with_factors():
         for batch in batches:
             model.factors.data = torch.tensor(next(factors))
-            yield batch
+            yield batch, torch.zeros(3)
 
     decoded = decode(model, with_factors(), 9, NORMALISE)
     original, image = decoded.worst
@@ -90,7 +89,9 @@ def test_an_image_of_zeros_can_come_back_right():
 
 def test_the_images_that_are_shown_are_spread_over_all_batches():
     x = torch.arange(30.0).reshape(30, 1, 1, 1).expand(-1, 1, 2, 2)
-    decoded = decode(Off(*[1.0] * 7), x.split(7), 30, NORMALISE)
+    decoded = decode(
+        Off(*[1.0] * 7), [(part, torch.zeros(len(part))) for part in x.split(7)], 30, NORMALISE
+    )
     shown = (decoded.originals - 0.5) / 0.25
     assert shown[:, 0, 0, 0].tolist() == [30 * i // SHOWN for i in range(SHOWN)]
 
@@ -105,8 +106,14 @@ def test_it_computes_in_the_dtype_of_the_weights():
             return nn.functional.conv2d(x, self.factors.view(1, 1, 1, 1))
 
     model = Convolving(1.0).double()
-    decoded = decode(model, [torch.randn(1, 1, 2, 2)], 1, NORMALISE)
+    decoded = decode(model, [(torch.randn(1, 1, 2, 2), torch.zeros(1))], 1, NORMALISE)
     assert decoded.originals.dtype == torch.float64
+
+
+def numbered():
+    """Grey images all of whose pixels are their label, 0 to 9."""
+    for labels in torch.arange(20).remainder(10).split(8):
+        yield labels.byte()[:, None, None, None].expand(-1, 1, 2, 2), labels
 
 
 def test_the_classes_found_are_compared_with_the_labels():
@@ -114,9 +121,9 @@ def test_the_classes_found_are_compared_with_the_labels():
         def classify(self, phi):
             return super().classify(phi)[:, :5]
 
-    report = measure(Below5(*[1.0] * 8), Numbered(), Normalise([0.0], [1.0], CPU))
-    assert report.accuracy == 0.5
-    assert report.decoded.bit_for_bit == 20
+    found = decode(Below5(*[1.0] * 8), numbered(), 20, Normalise([0.0], [1.0], CPU))
+    assert found.accuracy == 0.5
+    assert found.bit_for_bit == 20
 
 
 def test_the_picture_is_a_grid_with_a_title_above_each_row():
@@ -128,7 +135,8 @@ def test_the_picture_is_a_grid_with_a_title_above_each_row():
 
 
 def test_a_report_is_drawn_and_written_down(tmp_path):
-    report = measure(Off(*[1.0] * 8), Numbered(), Normalise([0.0], [1.0], CPU))
-    draw(report, tmp_path / "picture.png")
+    found = decode(Off(*[1.0] * 8), numbered(), 20, Normalise([0.0], [1.0], CPU))
+    draw_pairs(found, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 0
-    assert list(table(report).columns[1].cells) == ["100.00%", "0.0e+00", "0.0e+00", "20 of 20"]
+    cells = [next(iter(column.cells)) for column in table({"x": {"y": found}}).columns]
+    assert cells == ["x", "y", "0.0e+00", "0.0e+00", "0.0e+00", "20 of 20", "100.00%"]

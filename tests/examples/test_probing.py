@@ -1,0 +1,224 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import noise
+from rich.console import Console
+
+import dimensionality
+import separation
+from analyses import probing
+from analyses.probing import (
+    Accuracy,
+    ProbeSettings,
+    choose_cost,
+    count_blocks,
+    gather,
+    probe,
+    read_features,
+    spread_blocks,
+    standardised,
+)
+from dimensionality import dimensions
+from errors import RunError
+from presets import PRESETS
+from trainer.weights import load_network
+
+CPU = torch.device("cpu")
+FEW = ["--train-limit", "300", "--test-limit", "100", "--threads", "1"]
+
+
+@pytest.fixture(params=["digits", "resnet-digits"])
+def model(request):
+    torch.manual_seed(0)
+    return PRESETS[request.param].build().eval()
+
+
+def batches(*sizes):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(size, 1, 16, 16, generator=generator), torch.arange(size)) for size in sizes
+    ]
+
+
+@torch.no_grad()
+def test_features_are_averages_of_each_block_in_the_order_of_the_images(model):
+    given = batches(3, 2)
+    count = count_blocks(model, given[0][0])
+    found = gather(model, given, range(1, count + 1))
+    states = [[phi.mean((2, 3)) for phi in model.each_block(x)] for x, _ in given]
+    for x, *expected in zip(found.blocks, *states, strict=True):
+        np.testing.assert_array_equal(x, torch.cat(expected))
+    assert found.labels.tolist() == [0, 1, 2, 0, 1]
+
+
+@torch.no_grad()
+def test_the_last_block_has_the_average_of_the_features_that_the_network_classifies(model):
+    ((x, _),) = batches(8)
+    right = model(x).argmax(1)
+    right[0] = (right[0] + 1) % 10
+    found = gather(model, [(x, right)], [count_blocks(model, x)])
+    np.testing.assert_allclose(found.blocks[0], model.features(x).mean((2, 3)), rtol=1e-5)
+    assert found.own.value == 7 / 8
+
+
+def test_only_chosen_blocks_are_kept(model):
+    found = gather(model, batches(2), [2, 5])
+    expected = [phi.shape[1] for phi in model.each_block(batches(2)[0][0])]
+    assert [x.shape[1] for x in found.blocks] == [expected[1], expected[4]]
+
+
+def test_features_that_are_not_finite_are_refused():
+    model, x = PRESETS["resnet-digits"].build().eval(), torch.full((1, 1, 16, 16), torch.nan)
+    with pytest.raises(RunError, match="behind block 2 are not finite: the network has diverged"):
+        gather(model, [(x, torch.zeros(1, dtype=torch.long))], [2])
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "chosen"),
+    [(5, None, [1, 2, 3, 4, 5]), (9, 3, [3, 6, 9]), (10, 4, [2, 5, 7, 10]), (3, 7, [1, 2, 3])],
+)
+def test_blocks_are_evenly_spread_and_the_last_is_among_them(count, wanted, chosen):
+    assert spread_blocks(count, wanted) == chosen
+
+
+def test_limits_choose_images_and_samples_are_standardised(digits_run):
+    network = load_network(Path(digits_run), CPU)
+    settings = ProbeSettings(train_limit=60, test_limit=20)
+    numbers, count, *parts = read_features(network, settings, Console(), depths=2)
+    assert (numbers, count) == ([1, 3], 3)
+    (train, labels), (test, test_labels) = standardised(*parts, 1)
+    assert len(train) == len(labels) == 60
+    assert len(test) == len(test_labels) == 20
+    np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(train.std(0), 1, rtol=1e-4)
+    assert abs(test.mean(0)).max() > 0.1  # shifted and scaled as the training images are
+
+
+def clouds(distance, count=240, classes=4, features=12):
+    """Training and test samples of classes whose means are so far apart."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % classes
+    means = distance * np.eye(classes, features)
+    x = (means[labels] + rng.standard_normal((count, features)) for _ in range(2))
+    return [(each.astype(np.float32), labels) for each in x]
+
+
+def test_both_read_separable_classes_without_error():
+    found = probe(*clouds(distance=20.0))
+    assert found.svm == found.nearest == Accuracy(1.0, 240)
+
+
+def test_both_are_at_chance_on_noise():
+    found = probe(*clouds(distance=0.0))
+    for share in (found.svm, found.nearest):
+        low, high = share.interval()
+        assert low - 0.03 < 1 / 4 < high + 0.03
+
+
+def test_only_the_nearest_neighbour_reads_classes_that_no_plane_parts():
+    rng = np.random.default_rng(0)
+    place = np.arange(90) % 3
+    train, test = (
+        ((10 * place + rng.random(90))[:, None].astype(np.float32), place % 2) for _ in range(2)
+    )
+    found = probe(train, test)
+    assert found.nearest.value == 1.0
+    assert found.svm.value < 0.8
+
+
+def test_a_low_cost_is_chosen_where_features_are_noise_and_a_high_one_where_scales_are_small():
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 2
+    signal = np.where(labels, 1.0, -1.0)[:, None] + rng.standard_normal((300, 1))
+    noise = 3 * rng.standard_normal((300, 200))
+    noisy = (np.hstack([signal, noise]).astype(np.float32), labels)
+    small = ((0.01 * (signal - 1)).astype(np.float32), labels)
+    assert choose_cost(noisy, seed=0) < choose_cost(small, seed=0)
+
+
+def test_an_interval_holds_the_true_share_in_95_percent_of_cases():
+    counts = np.random.default_rng(0).binomial(360, 0.97, size=2000)
+    intervals = [Accuracy(count / 360, 360).interval() for count in counts.tolist()]
+    held = sum(low <= 0.97 <= high for low, high in intervals) / 2000
+    assert held == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("images", [1, 3, 360, 10_000])
+def test_an_interval_holds_what_was_found_and_stays_within_0_and_1(share, images):
+    low, high = Accuracy(share, images).interval()
+    assert 0 <= low <= share <= high <= 1
+    assert high - low > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [1]), (5, [1, 2, 5]), (12, [1, 2, 5, 10, 12]), (200, [1, 2, 5, 10, 20, 50, 100, 200])],
+)
+def test_dimensions_rise_to_all(count, expected):
+    assert dimensions(count) == expected
+
+
+@pytest.mark.slow
+def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(probing, "COSTS", (0.01,))
+    flags = ["--weights", str(digits_run), *FEW, "--out", str(tmp_path)]
+    assert dimensionality.main(flags) == 0
+    assert "of the variance" in capsys.readouterr().out
+    (network,) = json.loads((tmp_path / "dimensionality.json").read_text())["networks"]
+    points = network["points"]
+    assert [point["components"] for point in points] == [1, 2, 5, 10, 20, 50, 100, 200, 256]
+    assert points[-1]["of the variance"] == pytest.approx(1)
+    one, _, _, _, twenty, *_, every = (point["svm"]["accuracy"] for point in points)
+    assert one < 0.9 * twenty
+    assert twenty > 0.8 * every  # the first components hold the classes, not the last
+    for ending in ("png", "pdf"):
+        assert (tmp_path / f"dimensionality.{ending}").stat().st_size > 1000
+
+
+def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(probing, "COSTS", (0.01,))
+    flags = [
+        "--weights",
+        str(digits_run),
+        str(digits_run),
+        *FEW,
+        "--depths",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    assert separation.main(flags) == 0
+    first, second = json.loads((tmp_path / "separation.json").read_text())["networks"]
+    assert first == second
+    assert [point["block"] for point in first["points"]] == [1, 3]
+    assert [point["channels"] for point in first["points"]] == [16, 256]
+    assert (first["train_images"], first["test_images"], first["blocks"]) == (300, 100, 3)
+    assert first["points"][-1]["svm"]["accuracy"] > 0.5 > 0.2 > first["chance"]
+    for ending in ("png", "pdf"):
+        assert (tmp_path / f"separation.{ending}").stat().st_size > 1000
+
+
+def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / part / "only").mkdir(parents=True)
+        noise(16, 16).save(tmp_path / part / "only/image.png")
+    assert separation.main(["--weights", str(digits_run), "--data", str(tmp_path)]) == 1
+    assert "the network tells 10 classes apart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depths", "0"], "error: --depths must be at least 1, got 0."),
+        (["--test-limit", "0"], "error: --test-limit must be at least 1, got 0."),
+        (["--train-limit", "1"], "error: --train-limit must be at least 3, got 1."),
+        (["--weights", "nowhere"], "error: there is no nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(flags, message, capsys):
+    assert separation.main(flags) == 1
+    assert message in capsys.readouterr().err
