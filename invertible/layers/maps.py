@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -128,13 +129,19 @@ class ScaledShift(ElementwiseMap):
         self, factor: float | Sequence[float] | Tensor, *, learned: bool = False, dim: int = 1
     ) -> None:
         super().__init__()
-        value = torch.as_tensor(factor, dtype=torch.get_default_dtype()).detach().clone()
-        size = value.abs()
-        if value.dim() > 1 or not (size.isfinite() & (size >= self.least_factor)).all():
+        # Looked at as numbers: a tensor has none on the meta device.
+        given = factor.tolist() if isinstance(factor, Tensor) else factor
+        numbers = [given] if isinstance(given, int | float) else list(given)
+        if not all(
+            isinstance(number, int | float) and self.least_factor <= abs(number) < math.inf
+            for number in numbers
+        ):
             raise ValueError(
                 "ScaledShift takes a finite factor at least 0.001 away from 0, or one for each "
                 f"channel, got {factor}."
             )
+        value = torch.tensor(given, dtype=torch.get_default_dtype())
+        size = value.abs()
         self.dim = dim
         self.register_buffer("sign", value.sign())
         if learned:

@@ -261,15 +261,17 @@ def _check_stages(
     widths: Sequence[int],
     inner_widths: Sequence[int],
 ) -> None:
-    if not len(blocks) == len(strides) == len(widths) == len(inner_widths) > 0:
+    if not len(blocks) == len(strides) == len(widths) > 0:
         raise ValueError(
-            "IRevNet takes one number of blocks, one stride and one width for each stage, and as "
-            f"many inner widths, got {blocks=}, {strides=}, {widths=}, {inner_widths=}."
+            "IRevNet takes one number of blocks, one stride and one width for each stage, got "
+            f"blocks={blocks}, strides={strides}, widths={widths}."
         )
+    if len(inner_widths) != len(widths):
+        raise ValueError(f"IRevNet takes one inner width for each stage, got {inner_widths=}.")
     if min(*blocks, *widths, *inner_widths) < 1:
         raise ValueError(
             "IRevNet takes blocks and widths of at least 1, got "
-            f"{blocks=}, {widths=}, {inner_widths=}."
+            f"{blocks=}, {widths=} and {inner_widths=}."
         )
     if not set(strides) <= {1, 2}:
         raise ValueError(f"IRevNet takes strides of 1 or 2, got {strides=}.")
