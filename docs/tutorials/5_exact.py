@@ -95,8 +95,8 @@ for quantum in (None, q):
 # With ``checkpoint=True``, the backward pass works on rebuilt activations. An
 # error of a millionth puts some ReLU on its other side, and every block on the
 # way down makes errors larger. Compare with the gradients of the same layers when
-# they store their activations. (States that come back too wrong are an error, as
-# long as nobody asks for them: an infinite tolerance does.)
+# they store their activations. (What comes back too far off raises an error. Here
+# an infinite tolerance lets it pass, so that you see it.)
 
 import math
 
