@@ -125,7 +125,6 @@ def networks(report: Tables, rows: Sequence[tuple[Case, Sequence[Found]]]) -> No
             "images equal",
             "gradient",
             "gradients equal",
-            "buffers",
         ),
         [
             (
@@ -137,7 +136,6 @@ def networks(report: Tables, rows: Sequence[tuple[Case, Sequence[Found]]]) -> No
                 f"{sum(f.images_equal for f in found)} of {case.batch * len(found)}",
                 _range([f.gradient_error for f in found]),
                 f"{sum(f.gradients_equal for f in found)} of {sum(f.gradients for f in found)}",
-                "equal" if all(f.buffers_equal for f in found) else "differ",
             )
             for case, found in rows
         ],

@@ -60,6 +60,7 @@ linkcheck_ignore = [r"\.\./_images/"]  # a picture that opens by itself, made by
 
 html_theme = "furo"
 html_title = f"invertible {release}"
+html_logo = html_favicon = "_static/logo.svg"
 # Of the version that is built, where the host says so: search engines prefer the stable one.
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_static_path = ["_static"]

@@ -51,7 +51,7 @@ class InvertibleModule(nn.Module, ABC):
 
     @property
     def bijective(self) -> bool:
-        """Whether each direction undoes the other: the layer is injective and surjective."""
+        """Whether each direction undoes the other, which is to be injective and surjective."""
         return True
 
     @property

@@ -272,7 +272,7 @@ def plot(path: Path, found: Mapping[str, Any]) -> None:
     """The time of a step over plain's against depth and size, over the limit, and memory."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
+    figure = Figure(figsize=(8, 8.6), layout="constrained")  # letters are read on a page
     (deep, memory), (sizes, limits) = figure.subplots(2, 2)
     depths: dict[int, Comparison] = found["depths"]
     by_size: dict[str, Comparison] = {
@@ -297,14 +297,14 @@ def plot(path: Path, found: Mapping[str, Any]) -> None:
     deep.set(title="time of a step over plain's", xlabel="blocks")
     memory.set(title="held between forward and backward", xlabel="blocks", ylabel="MiB")
     for axes, what in ((sizes, "plain's"), (limits, "the limit")):
-        title = f"time of a step over {what}, {min(depths)} blocks of each size"
+        title = f"time over {what}, {min(depths)} blocks"
         axes.set(title=title, xlabel="size, and ms a block in a plain step")
     memory.set_yscale("log")
     memory.yaxis.set_major_formatter("{x:g}")
     memory.yaxis.set_minor_formatter("")
-    figure.legend(loc="outside lower center", ncols=5)
-    figure.suptitle(_caption(found["about"]))
-    figure.savefig(path, dpi=110)
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(_caption(found["about"]), fontsize=10)
+    figure.savefig(path, dpi=150)
 
 
 def _ratios(axes: Any, x: Sequence[Any], y: Sequence[Spread], **style: Any) -> None:
@@ -318,6 +318,6 @@ def _caption(facts: Mapping[str, Any]) -> str:
     config = facts["config"]
     return (
         f"i-RevNet blocks, {config['width']} channels, batch {config['batch']}, "
-        f"{config['side']}x{config['side']}, {config['dtype']}; {where}, "
+        f"{config['side']}x{config['side']}, {config['dtype']}\n{where}, "
         f"{config['clock']} clock, torch {facts['versions']['torch']}"
     )

@@ -37,7 +37,7 @@ blocks = [ReversibleBlock(shift(), shift()) for _ in range(3)]
 network = InvertibleSequential(Split(), *blocks, Merge())
 
 # %%
-# That is all. It is called as any module is, and has an ``inverse`` besides:
+# That is all. It is called as any module is, and has an ``inverse`` as well:
 
 x = torch.randn(5, 2)
 y = network(x)

@@ -138,6 +138,6 @@ for step in range(10):
     print(f"step {step}: loss {loss:.3f}")
 
 # %%
-# Nothing in the loop knows that activations are rebuilt. What else works with it,
-# what it costs, and how it compares with other libraries is in
-# :doc:`/explanation/memory`.
+# Nothing in the loop knows that activations are rebuilt. What else works with it is
+# in :doc:`/explanation/memory`; what it costs, beside other libraries too, in
+# :doc:`/explanation/costs`.

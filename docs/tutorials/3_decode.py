@@ -82,15 +82,17 @@ labels = torch.tensor(bunch.target)[order]
 train, test = slice(0, 1500), slice(1500, None)
 
 parameters = [*features.parameters(), *classify.parameters()]
-optimizer = torch.optim.Adam(parameters, lr=2e-3)
+optimizer = torch.optim.Adam(parameters)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=8 * 30)
 for _ in range(8):
-    for batch in torch.randperm(1500).split(100):
+    for batch in torch.randperm(1500).split(50):
         loss = nn.functional.cross_entropy(
             classify(features(digits[batch])), labels[batch]
         )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
 
 # %%
 # Get them back

@@ -227,7 +227,7 @@ except InversecheckError as error:
 # A layer with a context
 # ----------------------
 #
-# A layer that depends on something besides the state, such as a class label, sets
+# A layer that depends on more than the state, such as on a class label, sets
 # ``conditional`` and takes it as the second argument of every method. This one
 # also preserves volume, and so has log-determinants of zero for nothing:
 

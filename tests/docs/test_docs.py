@@ -63,6 +63,11 @@ def test_the_code_of_a_page_runs(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_line_can_break_between_a_number_and_its_percent_sign(page):
+    assert not re.findall(r"\d\s+%", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_python_escapes_the_test_above(page):
     text = page.read_text()
     marked = len(re.findall(r"```py|(code-block|code|sourcecode)::\s*py", text))

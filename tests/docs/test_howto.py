@@ -59,6 +59,50 @@ def test_the_compiled_script_has_the_gradients_of_the_plain_network():
     torch._dynamo.reset()
 
 
+# What another library does with torch is its own affair.
+others = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"precision": "32-true"},
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 2},
+        {"gradient_clip_val": 0.1},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@others
+def test_lightning_trains_to_the_weights_of_stored_activations(settings):
+    pytest.importorskip("lightning")
+    script = runpy.run_path(str(SCRIPTS / "with_lightning.py"))
+    weights = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        model = script["Classifier"](checkpoint)
+        script["train"](model, **settings, enable_progress_bar=False, enable_model_summary=False)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(*weights)
+
+
+@others
+def test_the_switch_of_transformers_has_activations_rebuilt():
+    pytest.importorskip("transformers")
+    script = runpy.run_path(str(SCRIPTS / "with_transformers.py"))
+    model = script["Model"](script["Config"]())
+    x, labels = torch.randn(4, 10, 16), torch.tensor([0, 1, 2, 0])
+    model(x, labels)["loss"].backward()
+    stored = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    assert model.stack.layers.checkpoint is True
+    model.train()(x, labels)["loss"].backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], stored)
+    model.gradient_checkpointing_disable()
+    assert model.stack.layers.checkpoint is False
+
+
 def residual() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
 
@@ -76,10 +120,6 @@ def scripts_with(name):
     if name in PEERS and importlib.util.find_spec(PEERS[name]) is None:
         pytest.skip(f"{PEERS[name]} is not installed")
     return runpy.run_path(str(SCRIPTS / "same_network.py"))
-
-
-# What another library does with torch is its own affair.
-others = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("name", ["torch_checkpoint", *PEERS])
