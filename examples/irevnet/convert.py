@@ -18,8 +18,9 @@ import torch
 import tyro
 from rich.console import Console
 
-from errors import RunError, run_script, try_writing
+from errors import RunError, try_writing
 from experiment.settings import PresetName
+from scripts import run_script
 from trainer.weights import load_network, save_weights
 
 

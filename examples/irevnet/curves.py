@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from analyses.analysis import short_names
-from errors import RunError, run_script, try_writing, writing
+from errors import RunError, try_writing, writing
 from experiment.folder import read_log, read_settings
+from scripts import run_script
 
 CURVES = "curves.png"
 WINDOW = 100  # steps

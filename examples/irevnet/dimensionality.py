@@ -21,7 +21,7 @@ from sklearn.decomposition import PCA
 
 from analyses.analysis import progress
 from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
-from errors import run_script
+from scripts import run_script
 from trainer.weights import Network
 
 

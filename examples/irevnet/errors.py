@@ -1,18 +1,11 @@
-"""Errors that whoever started a script can mend, and how the scripts end."""
+"""Errors that whoever started a script can mend."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-
-import tyro
-from rich.console import Console
-
-S = TypeVar("S")
 
 
 class RunError(Exception):
@@ -54,42 +47,3 @@ def at_least(least: int, **flags: int | None) -> None:
     for name, value in flags.items():
         if value is not None and value < least:
             raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
-
-
-def summary(text: str | None) -> str:
-    """Of a docstring, its first paragraph and the commands in it."""
-    first, *others = (text or "").replace("``", "").split("\n\n")
-    return "\n\n".join([first, *(each for each in others if each.startswith("    "))])
-
-
-def ending(body: Callable[[], int], *, prints: bool = True) -> int:
-    """Runs a script's body; the exit status, errors being one line each."""
-    try:
-        return body()
-    except RunError as error:
-        if prints:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped before there was anything to keep.", file=sys.stderr)
-        return 130
-
-
-def run_script(
-    settings: type[S], body: Callable[[S, Console], None], arguments: Sequence[str] | None = None
-) -> int:
-    """Runs a script with these flags, or the command line's; returns the exit status.
-
-    Args:
-        settings: Its flags, a dataclass.
-        body: The script, whose module's docstring is the help.
-        arguments: The flags' words; None takes those of the command line.
-    """
-
-    def run() -> int:
-        description = summary(sys.modules[body.__module__].__doc__)
-        chosen = tyro.cli(settings, args=arguments, description=description)
-        body(chosen, Console(highlight=False, soft_wrap=True))
-        return 0
-
-    return ending(run)

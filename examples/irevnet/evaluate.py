@@ -35,8 +35,9 @@ from analyses.analysis import (
     provenance,
     write_json,
 )
-from errors import at_least, run_script, try_writing, writing
+from errors import at_least, try_writing, writing
 from images.dataset import Images
+from scripts import run_script
 from trainer.optimisation import Precision
 from trainer.tally import Tally
 from trainer.weights import Network

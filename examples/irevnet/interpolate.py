@@ -41,9 +41,10 @@ from analyses.analysis import (
     save,
 )
 from analyses.decoding import draw_rows, relative_error
-from errors import RunError, at_least, run_script
+from errors import RunError, at_least
 from images.batches import Normalise
 from networks.irevnet import IRevNet
+from scripts import run_script
 
 BATCH = 32  # images decoded at once
 Spacing = Literal["t", "pixels"]

@@ -41,10 +41,11 @@ from analyses.analysis import (
     save,
 )
 from analyses.decoding import Decoded, decode, draw_rows, show, table
-from errors import RunError, at_least, run_script
+from errors import RunError, at_least
 from images.batches import Batches, plain
 from images.dataset import Images
 from networks.irevnet import IRevNet
+from scripts import run_script
 from trainer.weights import Network
 
 Mode = Literal["float32", "float64", "exact"]

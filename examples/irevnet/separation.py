@@ -20,7 +20,8 @@ from rich.console import Console
 
 from analyses.analysis import progress
 from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
-from errors import at_least, run_script
+from errors import at_least
+from scripts import run_script
 from trainer.weights import Network
 
 

@@ -29,8 +29,9 @@ from torch import Tensor
 from analyses.analysis import Settings, few_images, images, in_arithmetic, provenance, save
 from analyses.decoding import relative_error
 from analyses.jacobian import Jacobian, energies, leading
-from errors import at_least, run_script
+from errors import at_least
 from networks.irevnet import IRevNet
+from scripts import run_script
 
 ROUNDING = 2.0**-24  # of a float32, relative, at most
 PARTS = (1e3 / 150_528, 1e4 / 150_528)  # of the singular values: the paper's 1e3 and 1e4

@@ -35,11 +35,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyses.decoding import decode, draw_pairs, table
 from curves import CURVES, draw_curves
-from errors import RunError, ending
+from errors import RunError
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
 from experiment.settings import Config, parse
 from images.batches import explaining_dead_workers, load_training, open_images, plain
 from presets import is_invertible
+from scripts import ending
 from trainer.distributed import Team, join
 from trainer.stopping import Signals, Stopped, Terminal
 from trainer.tally import Tally

@@ -18,9 +18,10 @@ from analyses.analysis import (
     provenance,
     save,
 )
-from errors import RunError, run_script
+from errors import RunError
 from experiment.settings import recipe
 from presets import PRESETS
+from scripts import run_script
 from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")

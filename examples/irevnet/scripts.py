@@ -1,0 +1,53 @@
+"""How the scripts read their flags, and how they end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+from rich.console import Console
+
+from errors import RunError
+
+S = TypeVar("S")
+
+
+def summary(text: str | None) -> str:
+    """Of a docstring, its first paragraph and the commands in it."""
+    first, *others = (text or "").replace("``", "").split("\n\n")
+    return "\n\n".join([first, *(each for each in others if each.startswith("    "))])
+
+
+def ending(body: Callable[[], int], *, prints: bool = True) -> int:
+    """Runs a script's body; the exit status, errors being one line each."""
+    try:
+        return body()
+    except RunError as error:
+        if prints:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped before there was anything to keep.", file=sys.stderr)
+        return 130
+
+
+def run_script(
+    settings: type[S], body: Callable[[S, Console], None], arguments: Sequence[str] | None = None
+) -> int:
+    """Runs a script with these flags, or the command line's; returns the exit status.
+
+    Args:
+        settings: Its flags, a dataclass.
+        body: The script, whose module's docstring is the help.
+        arguments: The flags' words; None takes those of the command line.
+    """
+
+    def run() -> int:
+        description = summary(sys.modules[body.__module__].__doc__)
+        chosen = tyro.cli(settings, args=arguments, description=description)
+        body(chosen, Console(highlight=False, soft_wrap=True))
+        return 0
+
+    return ending(run)
