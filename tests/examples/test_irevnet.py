@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from invertible import AdditiveCoupling
-from invertible.testing import inversecheck
+from invertible.testing import LAWS, inversecheck
 from networks import irevnet
 from networks.irevnet import IRevNet
 from networks.released import load_released, released_names
@@ -189,9 +189,9 @@ def test_images_come_back_bit_for_bit_whatever_the_features_lie_like(
 
 
 @pytest.mark.slow
-def test_the_cifar_network_needs_exact_mode_to_train_without_stored_activations():
-    # At the beginning most channels are constant: batch statistics divide the rounding errors
-    # in them by next to nothing.
+def test_the_cifar_network_trains_without_stored_activations():
+    # At the beginning most channels are constant: batch statistics would divide rounding errors
+    # in them by next to nothing. So the first states are stored, or come back in every bit.
     x = torch.randn(8, 3, 16, 16)
     errors = {}
     for quantum in (None, 2**-16):
@@ -206,7 +206,7 @@ def test_the_cifar_network_needs_exact_mode_to_train_without_stored_activations(
             if one.is_floating_point()
         )
         assert quantum is None or all(map(torch.equal, found, expected))
-    assert errors[None] > 1  # as large as the gradient, or larger
+    assert errors[None] < 0.2  # 100 times the gradient where nothing is stored
     assert errors[2**-16] == 0
 
 
@@ -238,7 +238,10 @@ def test_images_of_the_imagenet_network_are_decoded():
 def test_the_small_presets_keep_the_laws_of_a_layer(preset, quantum):
     network = PRESETS[preset].build(quantum=quantum).double().eval()
     x = torch.randn(2, network.in_channels, network.stride, network.stride).double()
-    inversecheck(network.body, network.as_read(x))
+    # Padded zeros come back as 1e-17, on the other side of a ReLU's kink.
+    smooth = quantum is not None or network.body.surjective
+    laws = [law for law in LAWS if smooth or law != "differentiable"]
+    inversecheck(network.body, network.as_read(x), laws=laws)
 
 
 @pytest.mark.parametrize("quantum", [None, 2**-16])
