@@ -35,7 +35,9 @@ def is_compiled(module: nn.Module) -> bool:
 
 def may_compile() -> bool:
     """Whether anything may be compiled in this process: looking costs less than to be prepared."""
-    return "torch._dynamo" in sys.modules
+    compiler = sys.modules.get("torch._dynamo")
+    # Another thread may be importing it, which takes a second.
+    return compiler is not None and not getattr(compiler.__spec__, "_initializing", False)
 
 
 @cache

@@ -16,6 +16,7 @@ from toys import (
     body,
     both,
     bottleneck,
+    couplings,
     linear,
     memory_of,
     pair,
@@ -453,3 +454,48 @@ def test_a_large_buffer_that_changed_in_place_is_an_error():
     network.get_submodule("2.f").table.fill_(2)
     with pytest.raises(RuntimeError, match=r"a buffer of layer 2 .* was changed in place"):
         loss.backward()
+
+
+class Embedded(nn.Module):
+    """Shortens its own embeddings as it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(4, 2, max_norm=0.5)
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x, labels):
+        return self.linear(x) + self.embedding(labels)
+
+
+def test_embeddings_may_shorten_themselves():
+    def run(network):
+        y1, y2 = network(pair(4, 4), torch.arange(4))
+        return (y1 * y2).sum()
+
+    layers = [x for _ in range(2) for x in (AdditiveCoupling(Embedded(), conditional=True), Swap())]
+    assert_same_gradients(both(lambda: InvertibleSequential(*layers).double()), run)
+
+
+def halve(network):
+    vector = nn.utils.parameters_to_vector(network.parameters())
+    nn.utils.vector_to_parameters(vector.detach() / 2, network.parameters())
+
+
+def parametrize_weights(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.utils.parametrizations.weight_norm(layer)
+
+
+@pytest.mark.parametrize("change", [halve, parametrize_weights])
+def test_parameters_may_be_replaced_between_the_passes(change):
+    network = InvertibleSequential(*couplings(4, linear)).double()
+    parameters = [*network.parameters()]
+    y1, y2 = network(pair(4, 4))
+    expected = torch.autograd.grad((y1 * y2).sum(), parameters)
+    network.checkpoint = True
+    y1, y2 = network(pair(4, 4))
+    change(network)
+    found = torch.autograd.grad((y1 * y2).sum(), parameters)
+    torch.testing.assert_close(found, expected)

@@ -12,6 +12,7 @@ from toys import (
     TwiceEvaluated,
     assert_same_step,
     body,
+    bottleneck,
     copied_in_both_ways,
     couplings,
     linear,
@@ -69,6 +70,61 @@ def test_two_threads_draw_their_own_dropout_masks():
             if isinstance(part, Masked):
                 for forward, again in zip(part.masks[::2], part.masks[1::2], strict=True):
                     assert torch.equal(forward, again)
+
+
+class DrawsNothing(nn.Module):
+    """Of a class that nobody knows anything of."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).tanh()
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(4, 4, 3, padding=1), DrawsNothing])
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_a_thread_that_draws_does_not_disturb_layers_that_do_not(monkeypatch, make, direction):
+    stop = threading.Event()
+
+    def augment():
+        while not stop.is_set():
+            torch.rand(8, 4, 4)
+
+    network = InvertibleSequential(*couplings(4, make), checkpoint=True)
+    x = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6)
+    thread = threading.Thread(target=augment)
+    thread.start()
+    sets = []
+    set_state = torch.set_rng_state
+    monkeypatch.setattr(torch, "set_rng_state", lambda *a: (sets.append(a), set_state(*a)))
+    try:
+        for _ in range(10):
+            y1, y2 = getattr(network, direction)(x)
+            (y1 * y2).sum().backward()
+    finally:
+        stop.set()
+        thread.join()
+    assert not sets
+
+
+def test_threads_may_train_one_network_at_once():
+    network = body(6, lambda: bottleneck(4), checkpoint=True).double()
+    found, errors = [], []
+
+    def train():
+        try:
+            y = network(images())
+            found.append(torch.autograd.grad(y.square().sum(), [*network.parameters()]))
+        except Exception as error:
+            errors.append(error)
+
+    run_all([threading.Thread(target=train) for _ in range(3)])
+    assert not errors
+    alone = torch.autograd.grad(network(images()).square().sum(), [*network.parameters()])
+    for gradients in found:
+        torch.testing.assert_close(gradients, alone)
 
 
 def test_threads_can_go_backward_through_one_graph():
