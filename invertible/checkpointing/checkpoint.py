@@ -47,7 +47,9 @@ def reversible_checkpoint(
     Raises:
         TypeError: If ``module`` is not an :class:`InvertibleModule`.
         RuntimeError: In the backward pass, if a parameter, the context or the output was changed
-            in place since, or if a layer does not run as it ran in the forward pass.
+            in place since.
+        RebuildError: In the backward pass, if what a layer computes when it is rebuilt is not what
+            it was (see :class:`Rebuild`).
 
     References:
         Gomez et al., *The Reversible Residual Network* (2017), section 3.2,
