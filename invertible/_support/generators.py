@@ -118,8 +118,3 @@ def seen_to_draw(module: nn.Module, key: Any) -> bool | None:
 def note_drawing(module: nn.Module, key: Any, drew: bool) -> None:
     """What :func:`seen_to_draw` says from now on."""
     _seen.setdefault(module, {})[key] = drew
-
-
-def forget_drawing(module: nn.Module, key: Any) -> None:
-    """Lets it be watched again."""
-    _seen[module].pop(key, None)

@@ -16,7 +16,6 @@ from .generators import (
     Watch,
     accelerators,
     can_watch,
-    forget_drawing,
     get_rng_states,
     note_drawing,
     same_rng_states,
@@ -142,33 +141,29 @@ def _rewound(found: Survey, devices: list[torch.device], block: Any) -> Iterator
     """Puts the default generators back if something inside drew, and not another thread."""
     module, key = found.modules[0], (found.modes, block)
     alone = threading.active_count() == 1
-    draws = alone or found.may_be_compiled or not can_watch() or seen_to_draw(module, key)
     before = get_rng_states(devices)
-    if draws is None:
-        at_first: list[RNGStates] = []
-
-        def remember() -> None:
-            now = get_rng_states(devices)
-            # What seeds the generators itself has done so by then.
-            at_first.append(before if was_just_seeded(now) else now)
-
-        watch = Watch(remember)
+    if alone or found.may_be_compiled or not can_watch() or seen_to_draw(module, key):
         try:
-            with watch:
-                yield
+            yield
         finally:
-            note_drawing(module, key, watch.drew)
-            if watch.drew:
-                _put_generators_back(devices, at_first[0])
-        return
-    try:
-        yield
-    finally:
-        if not same_rng_states(before, get_rng_states(devices)):
-            if draws:
+            if not same_rng_states(before, get_rng_states(devices)):
                 _put_generators_back(devices, before)
-            else:  # another thread, or for the first time
-                forget_drawing(module, key)
+        return
+    at_first: list[RNGStates] = []
+
+    def remember() -> None:
+        now = get_rng_states(devices)
+        # What seeds the generators itself has done so by then.
+        at_first.append(before if was_just_seeded(now) else now)
+
+    watch = Watch(remember)
+    try:
+        with watch:
+            yield
+    finally:
+        note_drawing(module, key, watch.drew)
+        if watch.drew:
+            _put_generators_back(devices, at_first[0])
 
 
 def _put_generators_back(devices: list[torch.device], states: RNGStates) -> None:

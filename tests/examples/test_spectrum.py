@@ -48,7 +48,8 @@ def full(jacobian):
 @pytest.fixture
 def injective():
     torch.manual_seed(0)
-    model = IRevNet(10, blocks=(2,), strides=(1,), widths=(8,), downsampling=1, quantum=None)
+    shape = {"blocks": (2,), "strides": (1,), "widths": (8,), "downsampling": 1}
+    model = IRevNet(10, **shape, quantum=None, checkpoint=False)
     return model.double().eval().requires_grad_(False)
 
 

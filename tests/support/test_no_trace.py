@@ -180,3 +180,22 @@ def test_a_thread_that_failed_does_not_keep_the_others_waiting(net):
     for target in (fail, succeed):
         threading.Thread(target=target, daemon=True).start()
     assert done.wait(timeout=10)
+
+
+def test_generators_are_put_back_beside_other_threads():
+    class Sometimes(nn.Module):
+        def forward(self, x, draws):
+            return x + torch.rand(2) if draws else x
+
+    module, stop = Sometimes(), threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        for draws in (False, True, False, True):
+            before = torch.get_rng_state()
+            with no_trace(module, torch.zeros(2)):
+                module(torch.zeros(2), draws)
+            assert torch.equal(torch.get_rng_state(), before)
+    finally:
+        stop.set()
+        thread.join()
