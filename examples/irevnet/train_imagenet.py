@@ -48,7 +48,7 @@ from trainer.training import DivergedError, Training
 
 PICTURE = "reconstructions.png"
 NEXT = """What next?
-  --no-checkpoint          stores the activations instead of rebuilding them: the very same numbers
+  --no-checkpoint          stores the activations instead of rebuilding them: the same numbers
   --preset resnet-digits   trains a ResNet of the same size
   --data DIR               trains on your own images, CIFAR-10 or ImageNet
 docs/irevnet/training.rst has more, --help all flags."""
