@@ -18,6 +18,7 @@ from invertible import (
     Coupling,
     Elementwise,
     ElementwiseMap,
+    FactorOut,
     Flatten,
     HaarWavelet,
     Identity,
@@ -139,6 +140,9 @@ LAYERS = {
     "Elementwise spline": Case(
         lambda x: randomized(Elementwise(RationalQuadraticSpline(), channels=x.shape[1])), tensors
     ),
+    "FactorOut": Case(lambda _: FactorOut(), tensors),
+    "FactorOut in sizes": Case(lambda x: FactorOut((1, x.shape[1] - 1)), tensors),
+    "FactorOut behind others": Case(lambda _: FactorOut(dim=-1), pairs),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
     "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),

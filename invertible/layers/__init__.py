@@ -23,7 +23,7 @@ from .scale import ActNorm, Scale
 from .shapes import Flatten, Identity, Reshape
 from .spline import RationalQuadraticSpline
 from .squashing import Logit, Sigmoid, Softplus, Tanh
-from .streams import Merge, Split, Swap
+from .streams import FactorOut, Merge, Split, Swap
 from .wavelet import HaarWavelet
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "ElementwiseMap",
+    "FactorOut",
     "Flatten",
     "HaarWavelet",
     "Identity",

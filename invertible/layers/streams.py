@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from .._support.checks import expect_streams, expect_tensor, name_of, rank_for
+from .._support.checks import describe, expect_streams, expect_tensor, name_of, rank_for
 from ..module import InvertibleModule
-from ..state import Pair
+from ..state import Pair, State, streams_of
 
 
 class _Partition(InvertibleModule):
@@ -157,6 +157,82 @@ class Merge(_Partition):
     @override
     def inverse(self, y: Tensor) -> tuple[Tensor, ...]:
         return self._cut(y, inverse=True)
+
+
+class FactorOut(_Partition):
+    r"""Puts the second part of the first stream behind the others: it is done, the first goes on.
+
+    .. math:: (x, z_1, \dots, z_k) \mapsto (x_a, z_1, \dots, z_k, x_b), \qquad x = [x_a | x_b]
+
+    A tensor becomes a pair :math:`(x_a, x_b)`. With the next layers on the first stream alone, by
+    :class:`OnStreams`, and the next :class:`FactorOut` behind them, this makes an architecture of
+    several scales, whose state ends as :math:`(x, z_1, \dots, z_k)`, the part that left first being
+    :math:`z_1`. A learned prior of the part that left last, given what goes on, is a coupling of
+    these two: ``OnStreams((-1, 0), AffineCoupling(f))``.
+
+    The parts are views of the input, as those of :func:`torch.split` are; the other streams are
+    handed through.
+
+    Args:
+        sizes: Sizes along ``dim`` of the part that goes on and of the one that is factored out, at
+            least 1 each; two halves by default.
+        dim: Dimension that is cut, not 0; counted from the end if negative.
+
+    Shape:
+        - Input: :math:`(N, C, *)`, or a tuple of such a tensor and others of any shape.
+        - Output: a tuple of :math:`(N, C_a, *)`, the others and :math:`(N, C_b, *)`, with
+          :math:`C_a + C_b = C`.
+
+    Raises:
+        TypeError: When called on anything but a tensor or a tuple of tensors.
+        ValueError: If ``sizes`` are not two, or a size or ``dim`` is out of range; when called on a
+            tuple of one, or if the sizes do not add up to the first stream's, or halves are asked
+            of an odd size.
+
+    References:
+        Dinh et al., *Density Estimation using Real NVP* (2017), section 3.6,
+        https://arxiv.org/abs/1605.08803.
+
+    Example:
+        >>> layer = InvertibleSequential(
+        ...     PixelUnshuffle(2), FactorOut(), OnStreams(0, PixelUnshuffle(2)), FactorOut()
+        ... )
+        >>> x, z1, z2 = layer(torch.randn(1, 2, 8, 8))
+        >>> x.shape, z1.shape, z2.shape
+        (torch.Size([1, 8, 2, 2]), torch.Size([1, 4, 4, 4]), torch.Size([1, 8, 2, 2]))
+    """
+
+    def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
+        super().__init__(sizes, dim)
+        if self.sizes is not None and len(self.sizes) != 2:
+            raise ValueError(
+                "FactorOut takes the sizes of two parts, of the one that goes on and of the one "
+                f"that is factored out, got sizes={self.sizes}. Leave sizes out for two halves."
+            )
+
+    @override
+    def forward(self, x: State) -> tuple[Tensor, ...]:
+        if isinstance(x, tuple):
+            self._require_others(x)
+        first, *others = streams_of(x)
+        kept, factored = self._cut(first)
+        return kept, *others, factored
+
+    @override
+    def inverse(self, y: tuple[Tensor, ...]) -> State:
+        if not isinstance(y, tuple) or len(y) < 2:
+            expect_streams(self, y, 2, inverse=True)
+        kept, *others, factored = expect_streams(self, y, None, inverse=True)
+        first = self._join((kept, factored), inverse=True)
+        return (first, *others) if others else first
+
+    def _require_others(self, x: tuple[Tensor, ...]) -> None:
+        """Raises for a tuple of one, which would come back as a tensor."""
+        if len(expect_streams(self, x, None)) == 1:
+            raise ValueError(
+                f"FactorOut takes a tensor or a tuple of two or more, got {describe(x)}. Hand that "
+                "tensor over by itself."
+            )
 
 
 class Swap(InvertibleModule):

@@ -18,6 +18,7 @@ from invertible import (
     CheckerboardSplit,
     Coupling,
     Elementwise,
+    FactorOut,
     HaarWavelet,
     Inverse,
     InvertibleLinear,
@@ -104,21 +105,33 @@ def real_nvp() -> InvertibleModule:
     channels = [Split(), *alternating(lambda: AffineCoupling(convolutions(4, 8))), Merge()]
     deeper = [Split(), *alternating(lambda: AffineCoupling(convolutions(2, 4))), Merge()]
     return InvertibleSequential(
-        *board, PixelUnshuffle(2), *channels, Split(), OnStreams(0, InvertibleSequential(*deeper))
+        *board,
+        PixelUnshuffle(2),
+        *channels,
+        FactorOut(),
+        OnStreams(0, InvertibleSequential(*deeper)),
     )
 
 
 def glow() -> InvertibleModule:
-    """ActNorm, 1x1 convolution and coupling, and a learned prior of what is factored out."""
-    step = [
-        ActNorm(8, initialised=True),
-        InvertibleLinear(8),
-        Split(),
-        AffineCoupling(convolutions(4, 8), scale="glow", shift_first=True),
-        Merge(),
-    ]
+    """Two levels, and between them a learned prior of the half that is factored out."""
+
+    def level(channels: int) -> InvertibleModule:
+        """ActNorm, 1x1 convolution and coupling."""
+        coupling = convolutions(channels // 2, channels)
+        return InvertibleSequential(
+            PixelUnshuffle(2),
+            ActNorm(channels, initialised=True),
+            InvertibleLinear(channels),
+            Split(),
+            AffineCoupling(coupling, scale="glow", shift_first=True),
+            Merge(),
+        )
+
     prior = Inverse(AffineCoupling(convolutions(4, 8)))
-    return InvertibleSequential(PixelUnshuffle(2), *step, Split(), prior)
+    return InvertibleSequential(
+        level(8), FactorOut(), OnStreams((-1, 0), prior), OnStreams(0, level(16))
+    )
 
 
 def nsf() -> InvertibleModule:

@@ -12,6 +12,7 @@ from toys import body_images as images
 
 from invertible import (
     AdditiveCoupling,
+    FactorOut,
     Identity,
     Inverse,
     InvertibleSequential,
@@ -70,6 +71,15 @@ NESTS = {
     ),
     "OnStreams of pairs": lambda n: split(
         OnStreams((1, 0), InvertibleSequential(*couplings(2 * n, many)))
+    ),
+    "several scales": lambda n: InvertibleSequential(
+        chain(n // 2),
+        FactorOut(),
+        OnStreams(0, chain(n // 2)),
+        FactorOut(),
+        OnStreams((-1, 0), Inverse(AdditiveCoupling(many()))),
+        Inverse(FactorOut()),
+        Inverse(FactorOut()),
     ),
 }
 

@@ -11,6 +11,7 @@ from toys import Affine, AffineCoupling, Chained, TwiceEvaluated, images, linear
 from invertible import (
     AdditiveCoupling,
     Composite,
+    FactorOut,
     Identity,
     Inverse,
     InvertibleSequential,
@@ -69,7 +70,9 @@ def pair_layers(draw, depth):
 def tensor_layers(draw, depth):
     if not depth:
         return draw(st.sampled_from(TENSORS))()
-    match draw(st.sampled_from(["layer", "pair", "parallel", "sequence", "inverse", "own"])):
+    match draw(
+        st.sampled_from(["layer", "pair", "parallel", "scales", "sequence", "inverse", "own"])
+    ):
         case "layer":
             return draw(st.sampled_from(TENSORS))()
         case "pair":
@@ -80,6 +83,16 @@ def tensor_layers(draw, depth):
                 draw(pair_layers(depth - 1)),
             )
             return InvertibleSequential(Split(), branch, Merge())
+        case "scales":
+            return InvertibleSequential(
+                FactorOut(),
+                draw(pair_layers(depth - 1)),
+                FactorOut(),
+                OnStreams((-1, 0), Parallel(Affine(0.1, 0.2), Affine())),
+                Inverse(FactorOut()),
+                draw(pair_layers(depth - 1)),
+                Inverse(FactorOut()),
+            )
         case "inverse":
             return Inverse(draw(tensor_layers(depth - 1)))
         case kind:

@@ -7,6 +7,7 @@ import torch
 
 from invertible import (
     CheckerboardSplit,
+    FactorOut,
     Flatten,
     HaarWavelet,
     Identity,
@@ -29,6 +30,8 @@ WHOLE = [torch.uint8, torch.int8, torch.int64, torch.bool]
 
 MOVING = {
     "CheckerboardSplit": CheckerboardSplit(),
+    "FactorOut": FactorOut(),
+    "FactorOut behind others": FactorOut(),
     "Flatten": Flatten((4, 4, 4)),
     "Identity": Identity(),
     "InjectivePad": InjectivePad(2),
@@ -61,7 +64,7 @@ def numbers(dtype):
 @pytest.mark.parametrize("name", MOVING)
 def test_a_layer_that_moves_numbers_keeps_them_and_their_dtype(name, dtype):
     layer, x = MOVING[name], numbers(dtype)
-    if name in ("Merge", "Swap"):
+    if name in ("FactorOut behind others", "Merge", "Swap"):
         x = x.chunk(2, dim=1)
     y = layer(x)
     back = layer.inverse(y)

@@ -11,6 +11,7 @@ from toys import AddsContext, Double, Function
 
 from invertible import (
     AdditiveCoupling,
+    FactorOut,
     Flatten,
     HaarWavelet,
     Identity,
@@ -285,6 +286,27 @@ CALLS = [
     (lambda: Split(dim=0), ValueError,
      "Split cannot take dim=0, the batch: streams are made of channels (dim=1) or another later "
      "dimension."),
+    (lambda: FactorOut((1, 1, 1)), ValueError,
+     "FactorOut takes the sizes of two parts, of the one that goes on and of the one that is "
+     "factored out, got sizes=(1, 1, 1). Leave sizes out for two halves."),
+    (lambda: FactorOut((1, 2))((X,)), ValueError,
+     "FactorOut takes a tensor or a tuple of two or more, got a tuple of 1 (a tensor of shape "
+     "(2, 3, 4, 4)). Hand that tensor over by itself."),
+    (lambda: FactorOut()([X, X]), TypeError,
+     f"FactorOut takes a tensor, got a list of 2 {TWO}. A state is a tensor or a plain tuple of "
+     "tensors. Hand the streams over as a plain tuple: tuple(x)."),
+    (lambda: FactorOut()((X, X)), ValueError,
+     "FactorOut halves dimension 1, whose size is odd: 3 (input shape (2, 3, 4, 4)). Give sizes, "),
+    (lambda: FactorOut((1, 2))((X, X.double())), ValueError,
+     "FactorOut takes streams of one dtype, got torch.float32, torch.float64."),
+    (lambda: FactorOut().inverse(X), TypeError,
+     "FactorOut's inverse takes a pair of tensors, got a tensor of shape (2, 3, 4, 4). Pass what "
+     "its forward returned."),
+    (lambda: FactorOut().inverse((X,)), ValueError,
+     "FactorOut's inverse takes a pair of tensors, got a tuple of 1"),
+    (lambda: FactorOut().inverse((X, X, X[:, :2])), ValueError,
+     "FactorOut's inverse joins streams of sizes (3, 3) along dimension 1, alike in all other "
+     "dimensions, got shapes (2, 3, 4, 4), (2, 2, 4, 4). For these give sizes=(3, 2)."),
     (lambda: Split()(X), ValueError,
      "Split halves dimension 1, whose size is odd: 3 (input shape (2, 3, 4, 4)). Give sizes, for "
      "instance sizes=(1, 2), or put InjectivePad before it."),

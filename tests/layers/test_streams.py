@@ -1,12 +1,12 @@
-"""Split and Merge agree with ``torch.split`` and ``torch.cat``; Swap exchanges."""
+"""Split, Merge and FactorOut agree with ``torch.split`` and ``torch.cat``; Swap exchanges."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import images, pair
+from toys import Affine, images, pair
 
-from invertible import Merge, Split, Swap
+from invertible import FactorOut, InvertibleSequential, Merge, OnStreams, Split, Swap
 
 SIZES = st.lists(st.integers(1, 3), min_size=2, max_size=4).map(tuple)
 
@@ -45,7 +45,7 @@ def test_matrices_and_a_list_of_sizes_are_taken():
     assert [stream.shape[1] for stream in Split([2, 3])(images(4, 5))] == [2, 3]
 
 
-@pytest.mark.parametrize("layer", [Split, Merge])
+@pytest.mark.parametrize("layer", [Split, Merge, FactorOut])
 def test_the_options_are_shown(layer):
     assert repr(layer((1, 2), dim=2)) == f"{layer.__name__}(sizes=(1, 2), dim=2)"
 
@@ -61,3 +61,63 @@ def test_swap_exchanges_the_very_tensors():
 def test_swap_takes_streams_of_two_shapes():
     x1, x2 = images(2, 1), images(2, 3)
     assert Swap()((x1, x2))[0].shape == (2, 3)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dim=st.sampled_from([1, 2, -1]),
+    others=st.integers(0, 3),
+)
+def test_the_second_part_of_the_first_stream_goes_behind_the_others(sizes, dim, others):
+    shape = [2, 2, 2, 2]
+    shape[dim] = sum(sizes)
+    first, rest = images(*shape), [images(2, i + 1) for i in range(others)]
+    x = (first, *rest) if others else first
+    layer = FactorOut(sizes, dim)
+    y = layer(x)
+    assert type(y) is tuple
+    kept, *between, factored = y
+    assert torch.equal(torch.cat((kept, factored), dim), first)
+    assert kept.shape[dim] == sizes[0]
+    assert all(found is stream for found, stream in zip(between, rest, strict=True))
+    torch.testing.assert_close(layer.inverse(y), x, rtol=0, atol=0)
+
+
+def test_halves_are_factored_out_by_default():
+    x = images(2, 4, 6, 8)
+    for dim in (1, 2, -1):
+        torch.testing.assert_close(FactorOut(dim=dim)(x), x.chunk(2, dim), rtol=0, atol=0)
+
+
+def test_factored_parts_are_views_in_the_order_in_which_they_were_left():
+    x = images(2, 8, 2, 2)
+    layers = InvertibleSequential(FactorOut(), FactorOut(), FactorOut((1, 1)))
+    y = layers(x)
+    assert [stream.shape[1] for stream in y] == [1, 4, 2, 1]
+    assert all(stream._base is x for stream in y)
+    assert torch.equal(y[1], x[:, 4:])
+    assert torch.equal(layers.inverse(y), x)
+
+
+def test_log_determinants_of_scales_add_up():
+    x = images(2, 4, 2, 2)
+    layer = InvertibleSequential(
+        Affine(0.5),
+        FactorOut(),
+        OnStreams(0, Affine(0.25)),
+        FactorOut(),
+        OnStreams(-1, Affine(1.0)),
+    )
+    y, log_det = layer.double().forward_and_log_det(x)
+    assert log_det.tolist() == [0.5 * 16 + 0.25 * 8 + 1.0 * 4] * 2
+    back, log_det = layer.inverse_and_log_det(y)
+    torch.testing.assert_close(back, x)
+    assert log_det.tolist() == [-0.5 * 16 - 0.25 * 8 - 1.0 * 4] * 2
+
+
+def test_factoring_out_keeps_the_memory_format():
+    x = images(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    kept, factored = FactorOut()(x)
+    back = FactorOut().inverse((kept, factored))
+    assert back.is_contiguous(memory_format=torch.channels_last)
+    assert FactorOut().inverse((kept.contiguous(), factored.contiguous())).is_contiguous()
