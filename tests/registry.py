@@ -5,7 +5,7 @@ from inspect import isabstract
 from typing import NamedTuple
 
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from toys import block, bottleneck
 
 import invertible
@@ -27,6 +27,7 @@ from invertible import (
     InvertibleLinear,
     InvertibleModule,
     Logit,
+    Masked,
     Merge,
     OnStreams,
     PairRotation,
@@ -51,6 +52,7 @@ from invertible import (
     Swap,
     Tanh,
 )
+from invertible.state import Context
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
 # The names of what must be registered.
@@ -66,6 +68,14 @@ class Case(NamedTuple):
 
     make: Callable[[State], InvertibleModule]
     states: Callable[..., st.SearchStrategy[State]]
+
+
+class ConditionalCase(NamedTuple):
+    """A layer made for a state, the states that it takes, and a context for one."""
+
+    make: Callable[[State], InvertibleModule]
+    states: Callable[..., st.SearchStrategy[State]]
+    context: Callable[[State], Context]
 
 
 def fours(**options) -> st.SearchStrategy[State]:
@@ -197,6 +207,24 @@ LAYERS = {
     "StripeSplit of width": Case(lambda _: StripeSplit(dim=-1), tensors),
     "Swap": Case(lambda _: Swap(), pairs),
     "Tanh": Case(lambda _: Tanh(), moderate),
+}
+
+
+def places(x: State) -> Tensor:
+    """Half of the places of a tensor, those with a positive first channel."""
+    return x[:, 0] > 0
+
+
+def injector(x: State) -> Elementwise:
+    return Elementwise(Affine(), nn.Conv2d(x.shape[1], 2 * x.shape[1], 1))
+
+
+# Layers that can't do without a context.
+CONDITIONAL_LAYERS = {
+    "Elementwise of the context": ConditionalCase(injector, tensors, lambda x: x.sin()),
+    "Masked": ConditionalCase(
+        lambda x: Masked(randomized(Elementwise(Affine(), channels=x.shape[1]))), tensors, places
+    ),
 }
 
 

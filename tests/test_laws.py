@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, note, settings
 from hypothesis import strategies as st
-from registry import EXACT_LAYERS, EXPORTED, LAYERS, QUANTUM
+from registry import CONDITIONAL_LAYERS, EXACT_LAYERS, EXPORTED, LAYERS, QUANTUM
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import bottleneck
 
@@ -29,7 +29,7 @@ from invertible.testing.strategies import image_shapes, pairs, tensors
 
 
 def test_every_layer_is_registered():
-    tested = {name.split()[0] for name in LAYERS | EXACT_LAYERS}
+    tested = {name.split()[0] for name in LAYERS | EXACT_LAYERS | CONDITIONAL_LAYERS}
     assert tested >= EXPORTED
 
 
@@ -40,6 +40,15 @@ def test_a_layer_keeps_the_laws(name, data, training):
     make, states = LAYERS[name]
     x = data.draw(states())
     inversecheck(make(x).double().train(training), x)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL_LAYERS)
+@settings(max_examples=15)
+@given(data=st.data(), training=st.booleans())
+def test_a_conditional_layer_keeps_the_laws(name, data, training):
+    make, states, context = CONDITIONAL_LAYERS[name]
+    x = data.draw(states())
+    inversecheck(make(x).double().train(training), x, context(x))
 
 
 # Only rounding differs from float64.

@@ -16,6 +16,7 @@ from .elementwise import Elementwise
 from .interleaved import CheckerboardSplit, StripeSplit
 from .linear import InvertibleLinear
 from .maps import Affine, ElementwiseMap, ScaledShift, Shift
+from .masked import Masked, Padded
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
@@ -42,7 +43,9 @@ __all__ = [
     "InjectivePad",
     "InvertibleLinear",
     "Logit",
+    "Masked",
     "Merge",
+    "Padded",
     "PairRotation",
     "PairScaling",
     "Permute",

@@ -24,7 +24,7 @@ def expect_map(layer: InvertibleModule, bijection: Any) -> ElementwiseMap:
     return bijection
 
 
-def expect_dim(layer: InvertibleModule, dim: int) -> int:
+def expect_dim(layer: nn.Module, dim: int) -> int:
     """Returns the dimension of the channels, and raises for that of the batch."""
     if dim == 0:
         raise ValueError(
