@@ -22,9 +22,19 @@ PARTS = [
 ]
 # And within the engine.
 ENGINE = [
-    *("settings", "plan", "plans", "attributes", "ambient", "circumstances", "contexts", "replay"),
+    *(
+        "settings",
+        "policies",
+        "plan",
+        "plans",
+        "attributes",
+        "ambient",
+        "circumstances",
+        "contexts",
+        "replay",
+    ),
     *("samples", "comparison", "operations", "frame", "norms", "drift", "constants", "chain"),
-    *("hooks", "run"),
+    *("hooks", "allocations", "run", "memory"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

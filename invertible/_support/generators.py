@@ -75,7 +75,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.drew and _may_draw(func, args, kwargs):
+        if not self.drew and may_draw(func, args, kwargs):
             self.drew = True
             self._before_first()
         return func(*args, **kwargs)
@@ -86,13 +86,15 @@ def can_watch() -> bool:
     return not (torch._C._len_torch_dispatch_stack() or torch.compiler.is_compiling())
 
 
-def _may_draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def may_draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation draws from a default generator."""
     if getattr(func, "namespace", None) not in ("aten", "prim", "prims"):
         return True  # somebody's own, which says nothing of it
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
-    names = (argument.name for argument in func._schema.arguments)
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    arguments = func._schema.arguments
+    given = {x.name: x.default_value for x in arguments if x.has_default_value()}
+    given |= {x.name: value for x, value in zip(arguments, args, strict=False)} | kwargs
     generator = given.get("generator")
     if generator is not None and not _is_default(generator):
         return False

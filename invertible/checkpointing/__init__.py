@@ -7,17 +7,24 @@ rebuild in a way of their own; imports ``exact`` and what is below, no compositi
 
 from .checkpoint import reversible_checkpoint
 from .drift import Drift, LayerDrift, NearConstant, measure_drift
+from .memory import LayerMemory, Memory, StepMemory, measure_memory
+from .policies import keep_matmuls
 from .replay import Replay, is_rebuilding
 from .settings import Rebuild, RebuildError
 
 __all__ = [
     "Drift",
     "LayerDrift",
+    "LayerMemory",
+    "Memory",
     "NearConstant",
     "Rebuild",
     "RebuildError",
     "Replay",
+    "StepMemory",
     "is_rebuilding",
+    "keep_matmuls",
     "measure_drift",
+    "measure_memory",
     "reversible_checkpoint",
 ]

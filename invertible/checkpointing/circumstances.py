@@ -26,7 +26,7 @@ from .._support.generators import (
 )
 from .._support.no_trace import rewound
 from .._support.survey import PLAIN, Survey
-from ..state import version, versions
+from ..state import has_values, version, versions
 from .plan import Step
 
 # Kind of device, whether it is on, its dtype, and whether it caches casts.
@@ -364,7 +364,7 @@ def _copy_parameters(found: Survey, modes: Modes) -> dict[int, Tensor]:
 
 
 def _differ(copy: Tensor, now: Tensor) -> bool:
-    return not copy.is_meta and not torch.equal(copy, now)
+    return has_values(copy) and not torch.equal(copy, now)
 
 
 def _fill(place: dict[str, Any], content: dict[str, Any]) -> None:

@@ -29,11 +29,13 @@ class Frame:
     """Runs a layer, and later runs it again from its output exactly as it ran before."""
 
     __slots__ = (
+        "again",
         "asked_again",
         "circumstances",
         "comparison",
         "context",
         "differentiates",
+        "first",
         "foreign",
         "hook",
         "inputs",
@@ -90,6 +92,7 @@ class Frame:
         self.watched: list[tuple[int, str, Tensor]] = []
         self.log_det: Tensor | None = None
         self.operations = Operations(found.with_buffers) if settings.debug else None
+        self.first, self.again = settings.contexts()
 
     def record(
         self, x: State, context: Context, refill: Callable[[Frame], None]
@@ -108,7 +111,7 @@ class Frame:
         note = self.operations.note if self.operations else None
         pack = self.hook(_request, saved, note)
         unpack = self.hook(_unpack, self, refill)
-        with saved_tensors_hooks(pack, unpack), self.operations or _nothing:
+        with saved_tensors_hooks(pack, unpack), self.operations or _nothing, self.first:
             if step.untraced:
                 with no_trace(step.layer, (x, context)):
                     y, log_det = step.apply(x, context)
@@ -154,6 +157,7 @@ class Frame:
             self._returned,
             self.differentiates,
             bool(self.foreign),
+            self.again,
         )
 
     def _returned(self, y: Any, log_det: Tensor | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -78,11 +78,15 @@ class Replay:
         "_may_keep",
         "_returned",
         "_step",
+        "again",
         "context",
     )
 
     context: Context
     """What a conditional layer took as its second argument."""
+
+    again: AbstractContextManager[Any]
+    """In which a layer that overrides ``rebuild`` runs its sub-networks again, by ``with``."""
 
     def __init__(
         self,
@@ -93,8 +97,10 @@ class Replay:
         returned: Callable[[Any, Tensor | None], None],
         differentiates: bool,
         may_keep: bool,
+        again: AbstractContextManager[Any],
     ) -> None:
         self.context = context
+        self.again = again
         self._step = step
         self._layouts = layouts
         self._circumstances = circumstances
@@ -143,7 +149,8 @@ class Replay:
     def rerun(self, x: State) -> tuple[Any, Tensor | None]:
         """Runs the layer again, from the buffers and random numbers that it found."""
         self._circumstances.rewind()
-        y, log_det = self._step.apply(x, self.context)
+        with self.again:
+            y, log_det = self._step.apply(x, self.context)
         self._returned(y, log_det)
         return y, log_det
 
@@ -161,6 +168,16 @@ thread = _Thread()
 def is_inside_layer() -> bool:
     """Whether a layer that will be rebuilt is running: what is in it is rebuilt with it."""
     return thread.inside_layer
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Lets compositions inside store their activations, whatever they are set to."""
+    before, thread.inside_layer = thread.inside_layer, True
+    try:
+        yield
+    finally:
+        thread.inside_layer = before
 
 
 def is_rebuilding() -> bool:

@@ -26,6 +26,7 @@ from ..exact.grid import Grid
 from ..exact.ranges import enter, leave, stay_in_range
 from ..module import InvertibleModule
 from ..state import Context, State
+from .allocations import current_allocations
 from .chain import Chain
 from .hooks import record_within_hooks
 from .plan import Branches, Plan, Step, Steps
@@ -111,11 +112,14 @@ class _Follower:
         self.has_constants = has_constants
         self.log_dets: list[Tensor] = []
         self.chain: Chain | None = None
+        self.allocations = current_allocations()
 
     def follow(self, steps: Steps, state: State) -> State:
         """Runs all steps, and stores what the rebuilt ones are rebuilt from."""
         state = self._steps(steps, state)
         self._end_chain()
+        if self.allocations:
+            self.allocations.layer = "elsewhere"
         return state
 
     def _steps(self, steps: Steps, state: State) -> State:
@@ -124,6 +128,8 @@ class _Follower:
                 state = self._branch(step, state)
                 continue
             before = state
+            if self.allocations:
+                self.allocations.enter(step.layer, self.module, step.name)
             try:
                 if step.hands_through:
                     state, log_det = step.apply(state, None)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
+
+# What makes a context for a layer's run, and one for when it runs again.
+ContextFn = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 class RebuildError(RuntimeError):
@@ -26,8 +32,14 @@ class Rebuild:
         debug: Whether all that autograd saves is stored as well, and compared with what is
             rebuilt, to name the first operation that differed. Takes the memory that
             checkpointing saves, and time.
+        context_fn: As of :func:`torch.utils.checkpoint.checkpoint`: returns a context in which a
+            layer runs, and one in which it runs again. The inversion runs outside of both. With
+            those of ``torch.utils.checkpoint.create_selective_checkpoint_contexts``, as
+            :func:`~invertible.keep_matmuls` makes them, results of chosen operations are stored
+            and not computed again.
 
     Raises:
+        TypeError: If ``context_fn`` can't be called.
         ValueError: If ``anchor_every`` is less than 1, or ``tolerance`` negative or NaN.
 
     Example:
@@ -41,6 +53,7 @@ class Rebuild:
     anchor_every: int | None = None
     tolerance: float | None = None
     debug: bool = False
+    context_fn: ContextFn | None = None
 
     def __post_init__(self) -> None:
         if self.anchor_every is not None and self.anchor_every < 1:
@@ -49,3 +62,27 @@ class Rebuild:
             raise ValueError(
                 f"Rebuild takes a tolerance of 0 or more, or math.inf, got {self.tolerance}."
             )
+        if not (self.context_fn is None or callable(self.context_fn)):
+            raise TypeError(
+                "Rebuild takes a context_fn that returns two contexts, such as keep_matmuls(), got "
+                f"{self.context_fn!r}."
+            )
+
+    def contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        """A context for a layer's run, and one for when it runs again."""
+        if self.context_fn is None:
+            return _nothing, _nothing
+        found: Any = self.context_fn()
+        if not (isinstance(found, tuple) and len(found) == 2 and all(map(_is_context, found))):
+            raise TypeError(
+                "Rebuild's context_fn must return two contexts, one for the run of a layer and one "
+                f"for when it runs again, got {found!r}."
+            )
+        return found
+
+
+def _is_context(x: Any) -> bool:
+    return hasattr(x, "__enter__") and hasattr(x, "__exit__")
+
+
+_nothing = nullcontext()

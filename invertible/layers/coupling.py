@@ -106,7 +106,8 @@ class AdditiveCoupling(InvertibleModule):
     def rebuild(self, y: Pair, replay: Replay) -> Pair:
         y1, x2 = y
         x2 = replay.restore(x2, 1)
-        shift = self._shift(y1, x2, replay.context).detach()
+        with replay.again:
+            shift = self._shift(y1, x2, replay.context).detach()
         return replay.restore(y1 + shift if replay.inverted else y1 - shift, 0), x2
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Context) -> Tensor:
@@ -261,7 +262,8 @@ class Coupling(InvertibleModule):
     def rebuild(self, y: Pair, replay: Replay) -> Pair:
         y1, x2 = y
         x2 = replay.restore(x2, 1)
-        parameters = self._parameters_for(y1, x2, replay.context)
+        with replay.again:
+            parameters = self._parameters_for(y1, x2, replay.context)
         with torch.no_grad():
             x1, _ = apply_map(self.map, y1, parameters, inverse=not replay.inverted)
         x1 = replay.restore(x1, 0)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 from toys import (
     Probe,
@@ -25,7 +26,14 @@ from toys import (
 )
 from toys import body_images as images
 
-from invertible import AdditiveCoupling, Inverse, InvertibleSequential, PixelUnshuffle, Swap
+from invertible import (
+    AdditiveCoupling,
+    Inverse,
+    InvertibleSequential,
+    PixelUnshuffle,
+    Split,
+    Swap,
+)
 from invertible._support.survey import survey
 from invertible.checkpointing.circumstances import Circumstances, autocast_settings
 
@@ -499,3 +507,14 @@ def test_parameters_may_be_replaced_between_the_passes(change):
     change(network)
     found = torch.autograd.grad((y1 * y2).sum(), parameters)
     torch.testing.assert_close(found, expected)
+
+
+def test_somebodys_module_with_parameters_runs_on_fake_tensors():
+    class Mine(nn.Linear):
+        pass
+
+    with FakeTensorMode():
+        network = InvertibleSequential(Split(), AdditiveCoupling(Mine(4, 4)), checkpoint=True)
+        y1, y2 = network(torch.randn(2, 8))
+        (y1 * y2).sum().backward()
+    assert network[1].f.weight.grad.shape == (4, 4)
