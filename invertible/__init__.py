@@ -27,10 +27,12 @@ from .checkpointing import (
 from .composition import Composite, Inverse, InvertibleSequential, OnStreams, Parallel
 from .exact import Quantize
 from .layers import (
+    MADE,
     ActNorm,
     AdditiveCoupling,
     Affine,
     AffineCoupling,
+    CausalTransformer,
     CheckerboardSplit,
     Coupling,
     Elementwise,
@@ -43,6 +45,7 @@ from .layers import (
     InvertibleLinear,
     Logit,
     Masked,
+    MaskedAutoregressive,
     Merge,
     Padded,
     PairRotation,
@@ -70,10 +73,12 @@ from .state import Pair, State
 __version__ = "0.1.0"
 
 __all__ = [
+    "MADE",
     "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "CausalTransformer",
     "CheckerboardSplit",
     "Composite",
     "Coupling",
@@ -93,6 +98,7 @@ __all__ = [
     "LayerMemory",
     "Logit",
     "Masked",
+    "MaskedAutoregressive",
     "Member",
     "Memory",
     "Merge",

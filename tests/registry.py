@@ -10,10 +10,12 @@ from toys import block, bottleneck
 
 import invertible
 from invertible import (
+    MADE,
     ActNorm,
     AdditiveCoupling,
     Affine,
     AffineCoupling,
+    CausalTransformer,
     CheckerboardSplit,
     Coupling,
     Elementwise,
@@ -28,6 +30,7 @@ from invertible import (
     InvertibleModule,
     Logit,
     Masked,
+    MaskedAutoregressive,
     Merge,
     OnStreams,
     PairRotation,
@@ -90,6 +93,10 @@ def volumes(**options) -> st.SearchStrategy[State]:
     return tensors(image_shapes(rank=3, max_batch=1), **options)
 
 
+def vectors(**options) -> st.SearchStrategy[State]:
+    return tensors(image_shapes(rank=0), **options)
+
+
 def moderate(**options) -> st.SearchStrategy[State]:
     """Numbers that a sigmoid does not make the same."""
     return tensors(**options).map(lambda x: x.clamp(-3, 3))
@@ -129,6 +136,19 @@ def scaled_shift(x: State) -> Coupling:
 def reversible_block(x: State, quantum: float | None = None) -> ReversibleBlock:
     f, g = (bottleneck(stream.shape[1]) for stream in (x[1], x[0]))
     return ReversibleBlock(f, g, quantum=quantum)
+
+
+def autoregressive(bijection: ElementwiseMap, x: State, **options) -> MaskedAutoregressive:
+    """Of vectors: smooth, and moderate, as errors add up from value to value."""
+    count = bijection.parameters_per_value
+    f = randomized(MADE(x.shape[1], count, hidden=(8, 8), activation=nn.Tanh))
+    nn.init.normal_(f.layers[-1].weight, std=0.1)
+    return MaskedAutoregressive(f, bijection, **options)
+
+
+def of_tokens(x: State, **options) -> MaskedAutoregressive:
+    f = CausalTransformer(x.shape[2], 2, x.shape[1], width=8, depth=1, heads=2)
+    return MaskedAutoregressive(randomized(f), Affine(), **options)
 
 
 def sequence(x: State) -> InvertibleModule:
@@ -177,6 +197,14 @@ LAYERS = {
     "InvertibleLinear of width": Case(lambda x: InvertibleLinear(x.shape[-1], dim=-1), tensors),
     "InvertibleSequential": Case(sequence, pairs),
     "Logit": Case(lambda _: Logit(), probabilities),
+    "MaskedAutoregressive": Case(lambda x: autoregressive(Affine(), x), vectors),
+    "MaskedAutoregressive spline": Case(
+        lambda x: autoregressive(RationalQuadraticSpline(4), x, order="reversed"), vectors
+    ),
+    "MaskedAutoregressive permuted": Case(
+        lambda x: autoregressive(Shift(), x, order=[*range(1, x.shape[1]), 0]), vectors
+    ),
+    "MaskedAutoregressive of tokens": Case(of_tokens, signals),
     "Merge": Case(lambda _: Merge(), pairs),
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),

@@ -4,7 +4,9 @@ Imported by nothing in the package but its ``__init__``. Most import ``module``,
 ``_support`` only; those that round ``exact``, and couplings the engine and :class:`Composite`.
 """
 
+from .autoregressive import MaskedAutoregressive
 from .channel_pairs import PairRotation, PairScaling
+from .conditioners import MADE, CausalTransformer
 from .coupling import (
     AdditiveCoupling,
     AffineCoupling,
@@ -28,10 +30,12 @@ from .streams import FactorOut, Merge, Split, Swap
 from .wavelet import HaarWavelet
 
 __all__ = [
+    "MADE",
     "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "CausalTransformer",
     "CheckerboardSplit",
     "Coupling",
     "Elementwise",
@@ -44,6 +48,7 @@ __all__ = [
     "InvertibleLinear",
     "Logit",
     "Masked",
+    "MaskedAutoregressive",
     "Merge",
     "Padded",
     "PairRotation",

@@ -28,8 +28,16 @@ def name_of_f(layer: InvertibleModule, f: nn.Module) -> str:
     return f"{type(layer).__name__}'s f ({type(f).__name__})"
 
 
-def evaluate(layer: InvertibleModule, f: nn.Module, x: Tensor, context: Context) -> Any:
+def evaluate(
+    layer: InvertibleModule,
+    f: nn.Module,
+    x: Tensor,
+    context: Context,
+    what: str = "a second stream",
+) -> Any:
     """What a layer's sub-network returns for a stream, and a context if there is one.
+
+    A message calls the stream by a name.
 
     Raises:
         RuntimeError: If it changes the stream in place.
@@ -40,7 +48,7 @@ def evaluate(layer: InvertibleModule, f: nn.Module, x: Tensor, context: Context)
         result = f(x) if context is None else f(x, context)
     except Exception as error:
         error.add_note(
-            f"In {name_of_f(layer, f)}, given a second stream of shape {tuple(x.shape)}, "
+            f"In {name_of_f(layer, f)}, given {what} of shape {tuple(x.shape)}, "
             f"{x.dtype} on {x.device}."
         )
         raise

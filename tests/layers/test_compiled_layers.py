@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from invertible import (
+    MADE,
     ActNorm,
     Affine,
     AffineCoupling,
+    CausalTransformer,
     Coupling,
     Elementwise,
     InvertibleLinear,
     InvertibleSequential,
+    MaskedAutoregressive,
     RationalQuadraticSpline,
     Scale,
     Sigmoid,
@@ -31,6 +34,7 @@ pytestmark = [
 X = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(5, 4, 3, 3, generator=X)
 PAIR = torch.randn(5, 4, generator=X), torch.randn(5, 3, generator=X)
+TOKENS = torch.randn(5, 4, 3, generator=X)
 
 
 def f(parameters):
@@ -51,6 +55,14 @@ LAYERS = {
     "Elementwise from the context": (lambda: Elementwise(Affine(), f(2)), (IMAGES, PAIR[1])),
     "InvertibleLinear": (lambda: InvertibleLinear(4), (IMAGES,)),
     "InvertibleLinear, orthogonal": (lambda: InvertibleLinear(4, "orthogonal"), (IMAGES,)),
+    "MaskedAutoregressive": (
+        lambda: MaskedAutoregressive(MADE(4, 23), RationalQuadraticSpline(), order="reversed"),
+        (PAIR[0],),
+    ),
+    "MaskedAutoregressive of tokens": (
+        lambda: MaskedAutoregressive(CausalTransformer(3, 2, 4), Affine(), order=[2, 0, 1, 3]),
+        (TOKENS,),
+    ),
     "Scale": (lambda: Scale(4), (IMAGES,)),
     "Sigmoid": (Sigmoid, (IMAGES,)),
     "Softplus": (Softplus, (IMAGES.abs() + 0.1,)),
