@@ -28,6 +28,7 @@ from invertible import (
     Inverse,
     InvertibleLinear,
     InvertibleModule,
+    LogisticMixture,
     Logit,
     Masked,
     MaskedAutoregressive,
@@ -165,6 +166,7 @@ LAYERS = {
     "Coupling as in Glow": mapped(Affine("glow", shift_first=True)),
     "Coupling as in Jet": mapped(Affine("jet")),
     "Coupling as in IRN": mapped(Affine("irn")),
+    "Coupling of mixtures": mapped(LogisticMixture(2)),
     "Coupling on a circle": mapped(RationalQuadraticSpline(4, circular=True)),
     "Elementwise": Case(lambda x: randomized(Elementwise(Affine(), channels=x.shape[1])), tensors),
     "Elementwise spline": Case(

@@ -17,6 +17,7 @@ from .coupling import (
 from .elementwise import Elementwise
 from .interleaved import CheckerboardSplit, StripeSplit
 from .linear import InvertibleLinear
+from .logistic_mixture import LogisticMixture
 from .maps import Affine, ElementwiseMap, ScaledShift, Shift
 from .masked import Masked, Padded
 from .padding import InjectivePad
@@ -46,6 +47,7 @@ __all__ = [
     "Identity",
     "InjectivePad",
     "InvertibleLinear",
+    "LogisticMixture",
     "Logit",
     "Masked",
     "MaskedAutoregressive",

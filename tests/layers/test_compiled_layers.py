@@ -16,6 +16,7 @@ from invertible import (
     Elementwise,
     InvertibleLinear,
     InvertibleSequential,
+    LogisticMixture,
     MaskedAutoregressive,
     RationalQuadraticSpline,
     Scale,
@@ -47,6 +48,7 @@ LAYERS = {
     "ActNorm": (lambda: ActNorm(4, initialised=True), (IMAGES,)),
     "AffineCoupling": (lambda: AffineCoupling(f(2)), (PAIR,)),
     "Coupling as in Glow": (lambda: Coupling(f(2), Affine("glow", shift_first=True)), (PAIR,)),
+    "Coupling of mixtures": (lambda: Coupling(f(8), LogisticMixture(2)), (PAIR,)),
     "Coupling on a circle": (
         lambda: Coupling(f(24), RationalQuadraticSpline(circular=True)),
         (PAIR,),

@@ -27,6 +27,7 @@ from invertible import (
     ElementwiseMap,
     Inverse,
     InvertibleSequential,
+    LogisticMixture,
     OnStreams,
     RationalQuadraticSpline,
     Rebuild,
@@ -43,6 +44,7 @@ MAPS = {
     "Affine": Affine,
     "Affine, shift first": lambda: Affine("glow", shift_first=True),
     "spline": RationalQuadraticSpline,
+    "mixture": lambda: LogisticMixture(2),
     "spline on a circle": lambda: RationalQuadraticSpline(circular=True),
 }
 WAYS = ["forward", "inverse", "forward_and_log_det", "inverse_and_log_det"]

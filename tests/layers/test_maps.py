@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invertible import Affine, RationalQuadraticSpline, ScaledShift, Shift
+from invertible import Affine, LogisticMixture, RationalQuadraticSpline, ScaledShift, Shift
 
 MAPS = {
     "Shift": Shift(),
@@ -22,6 +22,8 @@ MAPS = {
     "spline": RationalQuadraticSpline(),
     "spline of two bins": RationalQuadraticSpline(2, 1.0, min_bin=0.1, slopes=(0.5, 2.0)),
     "spline of the paper": RationalQuadraticSpline(min_bin=1e-3, slopes=(1e-3, math.inf)),
+    "mixture": LogisticMixture(),
+    "mixture of one": LogisticMixture(1),
     "spline on a circle": RationalQuadraticSpline(5, math.pi, circular=True),
 }
 IDENTITIES = [name for name in MAPS if "ScaledShift" not in name and "Glow" not in name]
