@@ -150,39 +150,45 @@ class MaskedAutoregressive(InvertibleModule):
 
     def _solve(self, y: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Inverts value by value; places that are not known yet are zeros."""
-        ranks = self._ranks(y)
+        self._expect(y, inverse=True)
+        order = self._in_order(torch.arange(y.shape[1], device=y.device), 0)
+        places = torch.arange(y.shape[1], device=y.device)
+        places = places if y.dim() == 2 else places[:, None]
         known = torch.zeros_like(y)
         for step in range(y.shape[1] - 1):
-            found, _ = self._invert(y, known, context)
-            known = torch.where(ranks == step, found, known)
+            found, _ = self._invert(y, known, context, order[step : step + 1])
+            known = torch.where(places == order[step], found, known)
         # Only the last place is missing, on which no parameters depend: all are right.
         x, log_slope = self._invert(y, known, context)
         require_finite(self, x, y)
-        self._require_causal(x, known, ranks)
+        self._require_causal(x, torch.where(places == order[-1:], x, known))
         return x, log_slope
 
-    def _invert(self, y: Tensor, known: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _invert(
+        self, y: Tensor, known: Tensor, context: Context, place: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Inverts the map with the parameters for what is known; at a single place, if it can."""
         with inverting(self.f, y):  # each time from the same random state
             parameters = self._parameters_for(known, context)
+        if place is not None and not self._has_channels():
+            y, parameters = y.index_select(1, place), parameters.index_select(2, place)
         return apply_map(self.map, y, parameters, inverse=True)
 
-    def _ranks(self, y: Tensor) -> Tensor:
-        """When each place comes, broadcasting to the state."""
-        self._expect(y, inverse=True)
-        ranks = self._out_of_order(torch.arange(y.shape[1], device=y.device), 0)
-        return ranks if y.dim() == 2 else ranks[:, None]
+    def _has_channels(self) -> bool:
+        """Whether the map may have numbers for each channel, as ScaledShift."""
+        return any(True for _ in (*self.map.parameters(), *self.map.buffers()))
 
     def _parameters_for(self, x: Tensor, context: Context) -> Tensor:
         if (context is None) is self._conditional:
             check_context(self, context)
         self._expect(x)
-        found = evaluate(self, self.f, self._in_order(x), context, "a state")
+        found = evaluate(self, self.f, self._in_order(x, 1), context, "a state")
         return self._out_of_order(in_blocks(self, self.f, self.map, found, x, -1), 2)
 
-    def _in_order(self, x: Tensor) -> Tensor:
+    def _in_order(self, x: Tensor, dim: int) -> Tensor:
         if self._order == "permuted":
-            return x.index_select(1, self.permutation)
-        return x.flip(1) if self._order == "reversed" else x
+            return x.index_select(dim, self.permutation)
+        return x.flip(dim) if self._order == "reversed" else x
 
     def _out_of_order(self, x: Tensor, dim: int) -> Tensor:
         if self._order == "permuted":
@@ -203,12 +209,11 @@ class MaskedAutoregressive(InvertibleModule):
             )
         expect_real(self, x, inverse=inverse)
 
-    def _require_causal(self, x: Tensor, known: Tensor, ranks: Tensor) -> None:
-        if not can_look(x):
+    def _require_causal(self, x: Tensor, known: Tensor) -> None:
+        if not can_look(x) or not x.numel():
             return
-        error = (x - known).abs().where(ranks < x.shape[1] - 1, 0.0)
-        allowed = torch.finfo(x.dtype).eps ** 0.5 * (1 + x.abs().max()) if x.numel() else 0.0
-        if (error > allowed).any():
+        error = (x - known).abs()
+        if (error > torch.finfo(x.dtype).eps ** 0.5 * (1 + x.abs().max())).any():
             raise ValueError(
                 f"{name_of_f(self, self.f)} is not causal: what it returned for a value or token "
                 f"changed when later ones did, and the inverse is off by {error.max():.3g}. Mask "

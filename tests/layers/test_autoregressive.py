@@ -144,6 +144,18 @@ def test_what_a_map_has_for_each_channel_stays_with_the_channel():
     assert layer.inverse(y).tolist() == [[1.0] * 4]
 
 
+def test_the_sequential_direction_maps_a_value_at_a_time():
+    sizes = []
+
+    class Watched(Affine):
+        def inverse_and_log_det(self, y, parameters):
+            sizes.append((y.shape, parameters.shape))
+            return super().inverse_and_log_det(y, parameters)
+
+    made(order=[2, 0, 3, 1], bijection=Watched()).inverse(images(3, 4))
+    assert sizes == [((3, 1), (2, 3, 1))] * 3 + [((3, 4), (2, 3, 4))]
+
+
 @pytest.mark.parametrize(
     ("make", "x", "steps"), [(made, images(2, 4), 4), (transformed, images(2, 5, 3), 5)]
 )
