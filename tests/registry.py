@@ -258,6 +258,10 @@ CONDITIONAL_LAYERS = {
 }
 
 
+# Layers that draw in forward and forget it in inverse; tests/layers/test_noise.py has their laws.
+NOISY_LAYERS = {"Augment", "Dequantize"}
+
+
 QUANTUM = 2**-10
 
 # With a quantum: exact on the grid, and for float32 and float64 only.

@@ -53,3 +53,12 @@ def keep_out(*functions: Callable[..., Any]) -> None:
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, out of the compiler's reach."""
     return torch.compiler.disable(function)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def can_raise() -> bool:
+    """Whether an error can be raised on what a state is found to hold."""
+    return not (
+        torch.compiler.is_compiling()  # also by torch.export
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._support.compiling import can_raise
 from .._support.generators import accelerators
 from ..direction import Direction
 from ..module import InvertibleModule
@@ -62,7 +63,7 @@ def stay_in_range(
     state than the one that is returned can be looked at: ``of``.
     """
     of = state if of is None else of
-    if _can_raise() and (waits or not (torch.is_grad_enabled() and accelerators(of))):
+    if can_raise() and (waits or not (torch.is_grad_enabled() and accelerators(of))):
         check_range(name, of, grid, on_grid=on_grid)
         return state
     looked_at = _numbers(of)
@@ -93,15 +94,6 @@ def check_range(name: str, state: State, grid: Grid, *, on_grid: bool) -> None:
             f"{max(found[len(streams) :]):.3g}, and would not be rebuilt bit for bit. Put "
             f"Quantize({grid}) first."
         )
-
-
-def _can_raise() -> bool:
-    """Whether an error can be raised on what a state is found to hold."""
-    return not (
-        torch.compiler.is_compiling()  # also by torch.export
-        or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    )
 
 
 def _numbers(state: State) -> Sequence[Tensor]:

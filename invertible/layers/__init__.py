@@ -20,6 +20,7 @@ from .linear import InvertibleLinear
 from .logistic_mixture import LogisticMixture
 from .maps import Affine, ElementwiseMap, ScaledShift, Shift
 from .masked import Masked, Padded
+from .noise import Augment, Dequantize
 from .padding import InjectivePad
 from .permutation import Permute
 from .pixel_shuffle import PixelShuffle, PixelUnshuffle
@@ -36,9 +37,11 @@ __all__ = [
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "Augment",
     "CausalTransformer",
     "CheckerboardSplit",
     "Coupling",
+    "Dequantize",
     "Elementwise",
     "ElementwiseMap",
     "FactorOut",
