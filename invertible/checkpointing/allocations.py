@@ -23,6 +23,8 @@ _current: ContextVar[Allocations | None] = ContextVar("allocations", default=Non
 
 def current_allocations() -> Allocations | None:
     """Those that are being counted, if any."""
+    if torch.compiler.is_dynamo_compiling():  # which can't trace a ContextVar
+        return None
     return _current.get()
 
 
