@@ -3,7 +3,7 @@
 A name is public if it stands here in ``__all__``, and is imported from here. What is inside
 imports only what is below it, from the bottom: ``state``, ``_support``, ``module`` (the contract of
 a layer), ``direction``, ``exact``, ``checkpointing`` (the engine), ``composition``, ``layers``,
-``testing``.
+``densities``, ``testing``.
 """
 
 from . import testing
@@ -25,6 +25,7 @@ from .checkpointing import (
     reversible_checkpoint,
 )
 from .composition import Composite, Inverse, InvertibleSequential, OnStreams, Parallel
+from .densities import Flow, FlowDistribution
 from .exact import Quantize
 from .layers import (
     MADE,
@@ -92,6 +93,8 @@ __all__ = [
     "ElementwiseMap",
     "FactorOut",
     "Flatten",
+    "Flow",
+    "FlowDistribution",
     "HaarWavelet",
     "Identity",
     "InjectivePad",

@@ -18,6 +18,7 @@ PARTS = [
     "checkpointing",
     "composition",
     "layers",
+    "densities",
     "testing",
 ]
 # And within the engine.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from .._support.checks import describe
+from .._support.fakes import NEED_VALUES, copy_with, fake_mode
 from .._support.generators import accelerators
 from ..state import Context, State, tensors
 from .allocations import Allocations
@@ -126,24 +124,15 @@ def measure_memory(
         True
     """
     _check(network, optimizer)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = fake_mode()
     try:
         trial = _Trial(network, x, optimizer, context, fake.from_tensor)
         with fake:
             return trial.measure()
-    except _NEED_VALUES:
+    except NEED_VALUES:
         devices = accelerators((*network.parameters(), x))
         with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
             return _Trial(network, x, optimizer, context, torch.clone).measure()
-
-
-# Raised by tensors without values.
-_NEED_VALUES = (
-    fake_tensor.DataDependentOutputException,
-    fake_tensor.DynamicOutputShapeException,
-    fake_tensor.UnsupportedFakeTensorException,
-    fake_tensor.UnsupportedOperatorException,
-)
 
 
 def _check(network: nn.Module, optimizer: Optimizer | None) -> None:
@@ -173,12 +162,9 @@ class _Trial:
         context: Context,
         make: Callable[[Tensor], Tensor],
     ) -> None:
-        state = list(optimizer.state.values()) if optimizer else []
-        given = (*network.parameters(), *network.buffers(), *tensors([x, context, state]))
-        memo: dict[int, Any] = {id(tensor): _copy(tensor, make) for tensor in given}
-        self.network: nn.Module = copy.deepcopy(network, memo)
-        self.x, self.context = copy.deepcopy((x, context), memo)
-        self.optimizer = copy.deepcopy(optimizer, memo)
+        self.network, self.x, self.optimizer, self.context = copy_with(
+            make, network, x, optimizer, context
+        )
 
     def measure(self) -> Memory:
         """Runs steps, the first of them for what is made but once, such as an optimizer's state."""
@@ -219,13 +205,6 @@ class _Trial:
 
     def _optimizer_state(self) -> list[Tensor]:
         return [*tensors(list(self.optimizer.state.values()))] if self.optimizer else []
-
-
-def _copy(x: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-    copied = make(x.detach())
-    if isinstance(x, nn.Parameter):
-        return nn.Parameter(copied, x.requires_grad)
-    return copied.requires_grad_(x.requires_grad)
 
 
 def _size(found: Iterable[Tensor]) -> int:

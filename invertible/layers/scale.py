@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from .._support.checks import check_context, expect_channels
 from ..module import InvertibleModule
-from ..state import Context
+from ..state import Context, has_values
 from .mapping import expect_dim, wide
 
 
@@ -183,7 +183,7 @@ class ActNorm(_PerChannel):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        if not self._is_initialised:
+        if not self._is_initialised and has_values(x):
             if not self.training:
                 self._refuse("it was called in eval mode")
             begin: Any = self.initialise
@@ -194,7 +194,7 @@ class ActNorm(_PerChannel):
 
     @override
     def inverse(self, y: Tensor) -> Tensor:
-        if not self._is_initialised:
+        if not self._is_initialised and has_values(y):
             self._refuse("its inverse was called")
         return self._run(y, inverse=True)
 

@@ -1,0 +1,77 @@
+"""What a flow returns when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Size, Tensor
+from torch.distributions import Distribution, constraints
+from typing_extensions import override
+
+from .._support.checks import describe
+from ..state import Context
+from .contexts import count_examples, repeated
+
+if TYPE_CHECKING:
+    from .flow import Flow
+
+
+class FlowDistribution(Distribution):
+    """The distribution of data under a :class:`Flow`, given a context if that takes one.
+
+    Its ``batch_shape`` is that of the context, ``(B,)``, and empty without one. All that
+    :class:`torch.distributions.Distribution` does in terms of samples and densities works;
+    moments are not known. Arguments are not validated.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012, as torch has it
+
+    def __init__(self, flow: Flow, context: Context) -> None:
+        self.flow = flow
+        self.context = context
+        count = count_examples(context)
+        batch_shape = Size() if count is None else Size([count])
+        super().__init__(batch_shape, flow.event_shape, validate_args=False)
+
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        """All tensors of the event's shape; of layers that map to less, this tells too much."""
+        return constraints.independent(constraints.real, len(self.event_shape))  # type: ignore[no-untyped-call]
+
+    @property
+    @override
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether the base can be sampled with gradients."""
+        return self.flow.has_rsample(self.context)
+
+    @override
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The logarithm of the density, of shape ``value.shape`` without the event's."""
+        place = value.dim() - len(self.event_shape)
+        batch, own = value.shape[:place], self.batch_shape
+        fits = own in (Size(), Size([1]), batch[-1:])
+        if not fits or value.shape[place:] != self.event_shape:
+            sizes = ", ".join(map(str, (*own, *self.event_shape)))
+            raise ValueError(
+                f"FlowDistribution takes values of shape (*, {sizes}), got {describe(value)}."
+            )
+        context = self.context if own.numel() == 1 else repeated(self.context, batch[:-1].numel())
+        log_prob = self.flow.log_prob(value.reshape(-1, *self.event_shape), context)
+        return log_prob.reshape(batch)
+
+    @override
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws examples."""
+        x: Tensor = self.flow.sample(sample_shape, self.context)
+        return x
+
+    @override
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws examples with gradients."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """As :meth:`Flow.rsample_and_log_prob`."""
+        return self.flow.rsample_and_log_prob(sample_shape, self.context)
