@@ -75,7 +75,7 @@ class Dequantize(_AddsNoise):
 
     Args:
         levels: :math:`L`, how many whole numbers there are, from 0 on; 256 for images of 8 bits.
-        flow: A conditional ``Flow`` of noise in the shape of the data, whose layer begins with
+        flow: A conditional :class:`Flow` of noise in the shape of the data, whose layer begins with
             :class:`Logit`, so that it is between 0 and 1; None for uniform noise.
 
     Shape:
@@ -200,7 +200,7 @@ class Augment(_AddsNoise):
     The noise comes from torch's generator.
 
     Args:
-        flow: A conditional ``Flow`` of the noise; None for standard normals.
+        flow: A conditional :class:`Flow` of the noise; None for standard normals.
         channels: How many channels of noise, if there is no flow, at least 1.
         dim: The dimension of the channels, not 0; -1 for tokens.
 
