@@ -34,7 +34,8 @@ class Masked(Composite):
     :class:`ActNorm`, whose first statistics are those of valid places, :class:`InvertibleLinear`,
     :class:`Permute`, elementwise maps, :class:`Split` and :class:`Merge` on channels. A coupling
     whose sub-network looks at other places is given ``Padded(f)``, and that calls ``f`` with
-    the whole sequences. Without it, ``f`` sees each place alone.
+    the whole sequences. Without it, ``f`` sees each place alone. A :class:`Flow` needs a base that
+    leaves the padding out, too: see :doc:`/howto/padding`.
 
     Wrap a whole network once, not each layer: with reversible checkpointing, memory is flat in what
     is inside, and each :class:`Masked` stores one state. How many places are valid depends on the

@@ -14,6 +14,7 @@ from invertible import (
     AffineCoupling,
     Augment,
     Dequantize,
+    Flow,
     Identity,
     Inverse,
     InvertibleSequential,
@@ -216,6 +217,20 @@ def test_a_sample_has_no_density(layer):
     assert network.injective
     with pytest.raises(ValueError, match=f"{name} has a left inverse only"):
         Inverse(layer)
+
+
+def test_a_flow_of_augmented_data_counts_the_dimensions_of_the_data():
+    torch.manual_seed(0)
+    couplings = [AffineCoupling(nn.Linear(1, 2)), Swap(), AffineCoupling(nn.Linear(1, 2))]
+    flow = Flow(InvertibleSequential(Augment(channels=1), *couplings), event_shape=(1,)).double()
+    x = images(5, 1)
+    torch.manual_seed(1)
+    bits = flow.bits_per_dim(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(bits, -flow.log_prob(x) / math.log(2))
+    assert flow.sample((3,)).shape == (3, 1)
+    with pytest.raises(NotImplementedError, match="Augment's inverse forgets the noise"):
+        flow.rsample_and_log_prob((3,))
 
 
 # --- laws and rebuilding
