@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from densities_2d import DENSITIES
 from matplotlib.figure import Figure
 from torch import Tensor
-from vectors import Batch, Kind, fit, make_flow, mean_and_error, write_record
 
+from densities_2d import DENSITIES
 from invertible import Flow
+from vectors import Batch, Kind, fit, make_flow, mean_and_error, write_record
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,9 @@ def read_table(path: Path) -> tuple[list[str], Tensor]:
             names = [name.strip().strip('"') for name in file.readline().split(",")]
         values = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
     if not np.isfinite(values).all():
-        bad = [n for n, column in zip(names, values.T, strict=True) if not np.isfinite(column).all()]
+        bad = [
+            n for n, column in zip(names, values.T, strict=True) if not np.isfinite(column).all()
+        ]
         raise SystemExit(f"error: {path} has missing values or no numbers in {', '.join(bad)}.")
     return names, torch.as_tensor(values, dtype=torch.float32)
 
@@ -154,7 +155,7 @@ def train(flow: Flow, data: Data, config: Config) -> None:
         return x[rows], None if context is None else context[rows]
 
     best, weights = -math.inf, flow.state_dict()
-    for step, _ in fit(flow, draw, config.steps, config.lr):
+    for step in fit(flow, draw, config.steps, config.lr):
         if step % max(1, config.steps // 20) == 0 or step == config.steps:
             found = log_likelihoods(flow, data.parts["valid"]).mean().item()
             if found > best:
@@ -177,20 +178,21 @@ def draw_density(flow: Flow, data: Data, config: Config) -> None:
     most = fields["truth"].exp().max().item()
     shown = dict(zip(axes[::2], fields.items(), strict=True))
     for ax, (name, values) in shown.items():
-        picture = values.exp().view(200, 200).T
+        picture = values.exp().view(200, 200).T.numpy()
         extent = (-limit, limit, -limit, limit)
         ax.imshow(picture, origin="lower", extent=extent, vmin=0, vmax=most, cmap="magma")
         ax.set_title(name)
-    axes[1].scatter(*x[:2000].T, s=1, color="black", linewidths=0)
+    axes[1].scatter(*x[:2000].T.numpy(), s=1, color="black", linewidths=0)
     axes[1].set(title="test points", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     figure.savefig(config.out / "density.png", dpi=150)
 
 
 def draw_samples(flow: Flow, data: Data, config: Config) -> None:
     """Pairs of the first columns: test rows, and samples given what these are conditioned on."""
-    x, context = (part if part is None else part[:1000] for part in data.parts["test"])
-    drawn = flow.sample(() if context is not None else (len(x),), context)
-    rows = [data.own_units(x), data.own_units(drawn)]
+    x, context = data.parts["test"]
+    x, context = x[:1000], None if context is None else context[:1000]
+    drawn = flow.sample((len(x),) if context is None else (), context)
+    rows = [data.own_units(each).numpy() for each in (x, drawn)]
     count = min(4, len(data.names))
     figure = Figure(figsize=(2.2 * count, 2.2 * count), layout="constrained")
     axes = figure.subplots(count, count, squeeze=False)
@@ -198,8 +200,8 @@ def draw_samples(flow: Flow, data: Data, config: Config) -> None:
         for j in range(count):
             ax = axes[i, j]
             if i == j:
-                both = [part[:, i].numpy() for part in rows]
-                ax.hist(both, bins=30, density=True, histtype="step", label=["test", "samples"])
+                both = [part[:, i] for part in rows]
+                ax.hist(both, bins=30, density=True, histtype="step", color=["C0", "C1"])
                 ax.set_xlabel(data.names[i])
                 ax.set_yticks([])
             elif i > j:
@@ -208,7 +210,7 @@ def draw_samples(flow: Flow, data: Data, config: Config) -> None:
                 ax.set(xlabel=data.names[j], ylabel=data.names[i])
             else:
                 ax.axis("off")
-    axes[0, 0].legend(fontsize=7)
+    figure.suptitle("test rows blue, samples orange", fontsize=8)
     figure.savefig(config.out / "samples.png", dpi=150)
 
 
@@ -234,4 +236,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
