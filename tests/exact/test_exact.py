@@ -14,10 +14,12 @@ from toys import bottleneck
 
 from invertible import (
     AdditiveCoupling,
+    FactorOut,
     HaarWavelet,
     Inverse,
     InvertibleSequential,
     Merge,
+    OnStreams,
     PairRotation,
     PairScaling,
     Parallel,
@@ -225,6 +227,42 @@ def test_a_network_is_inverted_bit_for_bit(x, depth, training, autocast):
     model.to(x.dtype).train(training)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(model.inverse(model(x)), x)
+
+
+def scales(quantum, **options):
+    """Two scales, and between them half is factored out and shifted by the other half."""
+
+    def blocks(channels):
+        half = channels // 2
+        shift = AdditiveCoupling(bottleneck(half, 0.2, nn.ReLU), quantum=quantum)
+        return [PixelUnshuffle(2), Split(), shift, Swap(), Merge()]
+
+    prior = AdditiveCoupling(bottleneck(4, 0.2), quantum=quantum)
+    deeper = InvertibleSequential(*blocks(16))
+    layers = [*blocks(8), FactorOut(), OnStreams((-1, 0), prior), OnStreams(0, deeper)]
+    return InvertibleSequential(Quantize(quantum), *layers, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_network_of_several_scales_is_exact(dtype):
+    torch.manual_seed(0)
+    stored = scales(2**-16).to(dtype)
+    rebuilt = copy.deepcopy(stored)
+    rebuilt.checkpoint = True
+    assert rebuilt.quantum == 2**-16
+    x = images().to(dtype)
+
+    def joined(network):
+        def run(x):
+            return torch.cat([part.flatten() for part in network(x)])
+
+        run.parameters, run.buffers = network.parameters, network.buffers
+        return run
+
+    found, expected = (everything(joined(net), x, False) for net in (rebuilt, stored))
+    assert all(map(torch.equal, found, expected))
+    rebuilt.eval()
+    assert torch.equal(rebuilt.inverse(rebuilt(x)), Quantize(2**-16)(x))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -6,7 +6,15 @@ from operator import itemgetter
 import pytest
 import torch
 from torch import nn
-from toys import Counting, assert_same_gradients, both, copied_in_both_ways, evaluations, images
+from toys import (
+    Counting,
+    assert_same_gradients,
+    both,
+    copied_in_both_ways,
+    evaluations,
+    images,
+    memory_of,
+)
 
 from invertible import (
     ActNorm,
@@ -21,6 +29,7 @@ from invertible import (
     OnStreams,
     Padded,
     Permute,
+    Quantize,
     RationalQuadraticSpline,
     Split,
     Swap,
@@ -245,6 +254,46 @@ def test_an_additive_network_is_exact():
     y = layer(x, mask_of())
     assert not torch.equal(y, x)
     assert torch.equal(layer.inverse(y, mask_of()), x)
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_gradients_of_an_exact_network_are_those_of_stored_activations_bit_for_bit(outside):
+    def make():
+        couplings = [
+            layer
+            for _ in range(3)
+            for layer in (
+                AdditiveCoupling(Padded(Convolutions(2, 2)), conditional=True, quantum=2**-16),
+                Swap(),
+            )
+        ]
+        masked = Masked(InvertibleSequential(Split(), *couplings, Merge()))
+        return InvertibleSequential(Quantize(2**-16), masked, Permute([3, 2, 1, 0]))
+
+    stored, rebuilt = both(make)
+    rebuilt.checkpoint = outside
+    results = []
+    for network in (stored, rebuilt):
+        network(sequences().float(), mask_of()).sin().sum().backward()
+        results.append([p.grad for p in network.parameters()])
+    assert all(map(torch.equal, *results))
+
+
+def test_memory_is_flat_in_what_is_inside():
+    x, mask = torch.randn(16, 8, 200), mask_of(torch.arange(50, 210, 10), 200)
+
+    def held(depth, checkpoint):
+        couplings = [
+            layer
+            for _ in range(depth)
+            for layer in (AffineCoupling(Padded(Convolutions(4, 8)), conditional=True), Swap())
+        ]
+        inner = InvertibleSequential(Split(), *couplings, Merge(), checkpoint=checkpoint)
+        masked = Masked(inner)
+        return memory_of(lambda: masked.forward_and_log_det(x, mask)).held / x.nbytes
+
+    assert held(16, True) < held(2, True) + 0.5
+    assert held(16, False) > 5 * held(2, False)
 
 
 # --- what is refused
