@@ -79,7 +79,7 @@ def types_of_constructor(
     those of the constructor unresolved.
     """
     if what == "class":
-        hints = typing.get_type_hints(obj.__init__)
+        hints = typing.get_type_hints(obj.__init__, localns=vars(invertible))
         hints.pop("return", None)
         found = {name: stringify_annotation(hint, "smart") for name, hint in hints.items()}
         app.env.current_document.autodoc_annotations[name] = found

@@ -25,7 +25,7 @@ from .checkpointing import (
     reversible_checkpoint,
 )
 from .composition import Composite, Inverse, InvertibleSequential, OnStreams, Parallel
-from .densities import Flow, FlowDistribution
+from .densities import AsTransform, Flow, FlowDistribution
 from .exact import Quantize
 from .layers import (
     MADE,
@@ -42,6 +42,7 @@ from .layers import (
     ElementwiseMap,
     FactorOut,
     Flatten,
+    FromTransform,
     HaarWavelet,
     Identity,
     InjectivePad,
@@ -82,6 +83,7 @@ __all__ = [
     "AdditiveCoupling",
     "Affine",
     "AffineCoupling",
+    "AsTransform",
     "Augment",
     "CausalTransformer",
     "CheckerboardSplit",
@@ -95,6 +97,7 @@ __all__ = [
     "Flatten",
     "Flow",
     "FlowDistribution",
+    "FromTransform",
     "HaarWavelet",
     "Identity",
     "InjectivePad",

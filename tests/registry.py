@@ -4,8 +4,10 @@ from collections.abc import Callable
 from inspect import isabstract
 from typing import NamedTuple
 
+import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributions import AffineTransform
 from toys import block, bottleneck
 
 import invertible
@@ -22,6 +24,7 @@ from invertible import (
     ElementwiseMap,
     FactorOut,
     Flatten,
+    FromTransform,
     HaarWavelet,
     Identity,
     InjectivePad,
@@ -176,6 +179,9 @@ LAYERS = {
     "FactorOut in sizes": Case(lambda x: FactorOut((1, x.shape[1] - 1)), tensors),
     "FactorOut behind others": Case(lambda _: FactorOut(dim=-1), pairs),
     "Flatten": Case(lambda x: Flatten(x.shape[1:]), tensors),
+    "FromTransform": Case(
+        lambda _: FromTransform(AffineTransform(torch.tensor(0.5), 2.0)), tensors
+    ),
     "HaarWavelet": Case(lambda _: HaarWavelet(), tensors),
     "HaarWavelet of offsets": Case(lambda _: HaarWavelet(order="offset-major"), tensors),
     "HaarWavelet of signals": Case(lambda _: HaarWavelet(), signals),

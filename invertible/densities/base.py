@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Size, Tensor, nn
@@ -15,11 +13,11 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
-    Transform,
 )
 from typing_extensions import override
 
 from .._support.checks import describe
+from .._support.torch_distributions import WithBuffers
 from ..state import Context
 
 
@@ -92,30 +90,16 @@ class Fixed(Base):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
-        self._made_of = list({id(x): x for x in _tensors_of(distribution, distribution)}.values())
-        for number, tensor in enumerate(self._made_of):
-            self.register_buffer(f"tensor_{number}", tensor)
-        self._template = self._current = distribution
-        self._current_of = self._made_of
+        self.held = WithBuffers("Flow's base", distribution)
 
     @override
     def distribution(self, shape: Size, context: Context) -> Distribution:
-        tensors = list(self.buffers())
-        if any(now is not then for now, then in zip(tensors, self._current_of, strict=True)):
-            memo: dict[int, Any] = {
-                id(then): now for then, now in zip(self._made_of, tensors, strict=True)
-            }
-            self._current = copy.deepcopy(self._template, memo)
-            self._current_of = tensors
-        return self._current
+        return self.held.current
 
     @override
     def shape(self) -> Size:
-        return self._template.batch_shape + self._template.event_shape
-
-    @override
-    def extra_repr(self) -> str:
-        return repr(self._template)
+        found = self.held.current
+        return found.batch_shape + found.event_shape
 
 
 class Learned(Base):
@@ -152,40 +136,15 @@ def base_of(given: Any) -> Base:
 
     Raises:
         TypeError: If it is neither a distribution nor a module.
-        ValueError: If it is a distribution of tensors that are to be learned.
     """
-    if isinstance(given, Distribution):
-        return Fixed(given)
     if isinstance(given, nn.Module):
         return Learned(given)
+    if isinstance(given, Distribution):
+        return Fixed(given)
     raise TypeError(
         "Flow takes as base a torch.distributions.Distribution, a module that returns one, or a "
         f"list of these, one for each stream of the latents; got {describe(given)}."
     )
-
-
-def _tensors_of(value: Any, whole: Distribution) -> Iterator[Tensor]:
-    """The tensors that a distribution is made of."""
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise ValueError(
-                f"Flow's base, {type(whole).__name__}, is made of tensors that require grad, and a "
-                "distribution is not learned. Let a module make and return it from its parameters."
-            )
-        yield value
-    elif isinstance(value, nn.Module):
-        raise ValueError(
-            f"Flow's base, {type(whole).__name__}, has a module in it ({type(value).__name__}), "
-            "whose parameters the flow would not have. Hand over a module that returns it; a flow "
-            "is one, without the call."
-        )
-    elif isinstance(value, Distribution | Transform):
-        yield from _tensors_of(vars(value), whole)
-    elif isinstance(value, dict):
-        yield from _tensors_of(list(value.values()), whole)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors_of(part, whole)
 
 
 def _mean(found: Distribution) -> Tensor:

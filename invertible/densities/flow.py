@@ -27,8 +27,8 @@ class Flow(nn.Module):
 
     The layer's ``forward`` leads from data to latents, its ``inverse`` from samples of the base to
     samples of the data. Called, ``flow()`` or ``flow(context)``, it is a
-    :class:`torch.distributions.Distribution`, a :class:`FlowDistribution`; and the flow itself can
-    be the base of another.
+    :class:`torch.distributions.Distribution`, a :class:`~invertible.FlowDistribution`; and the flow
+    itself can be the base of another.
 
     A context may be any object. Each tensor in it, also within tuples, lists and dicts, has an
     entry for each of :math:`B` examples along its first dimension, if it has dimensions. For the

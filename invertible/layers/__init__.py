@@ -15,6 +15,7 @@ from .coupling import (
     SplineCoupling,
 )
 from .elementwise import Elementwise
+from .from_transform import FromTransform
 from .interleaved import CheckerboardSplit, StripeSplit
 from .linear import InvertibleLinear
 from .logistic_mixture import LogisticMixture
@@ -46,6 +47,7 @@ __all__ = [
     "ElementwiseMap",
     "FactorOut",
     "Flatten",
+    "FromTransform",
     "HaarWavelet",
     "Identity",
     "InjectivePad",

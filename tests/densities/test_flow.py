@@ -424,7 +424,7 @@ def test_no_temperature_of_what_is_not_normal():
         ([Normal(0.0, 1.0), "x"], TypeError, "Flow takes as base .* got a str"),
         (Normal, TypeError, "the class Normal, not an instance"),
         (Normal(nn.Parameter(torch.zeros(4)), 1.0), ValueError, "tensors that require grad"),
-        (Flow(Identity(), event_shape=(4,))(), ValueError, "has a module in it"),
+        (Flow(Identity(), event_shape=(4,))(), ValueError, "with a module in it"),
     ],
 )
 def test_what_is_no_base_is_an_error(base, error, message):
