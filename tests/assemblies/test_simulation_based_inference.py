@@ -1,5 +1,6 @@
 """A conditional neural spline flow learns a posterior from simulations alone."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -55,6 +56,7 @@ def neural_spline_flow() -> Flow:
     return Flow(InvertibleSequential(*step(), *step(), *step()), event_shape=(2,))
 
 
+@pytest.mark.slow
 def test_the_posterior_of_simulations_is_learned():
     torch.manual_seed(0)
     flow = neural_spline_flow()

@@ -78,6 +78,7 @@ def trained_bits(flow: Flow, steps: int) -> float:
         return flow.bits_per_dim(numbers(4000)).mean().item()
 
 
+@pytest.mark.slow
 def test_learned_noise_lowers_the_bound_which_stays_above_the_entropy():
     torch.manual_seed(0)
     uniform = trained_bits(flow_of_numbers(None), steps=100)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -62,6 +63,7 @@ def shrunk(x: Tensor) -> Tensor:
     return 2 * F.avg_pool2d(x, 2)
 
 
+@pytest.mark.slow
 def test_a_level_keeps_the_laws():
     torch.manual_seed(0)
     inversecheck(level(2).double(), images(2, 2, 4, 4))
