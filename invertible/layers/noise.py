@@ -42,9 +42,8 @@ class _AddsNoise(InvertibleModule):
     @override
     def inverse_and_log_det(self, y: Any, context: Context = None) -> NoReturn:
         raise NotImplementedError(
-            f"{type(self).__name__}'s inverse forgets the noise, of which there may be any: its "
-            "output has no density to be told. Sample without log_prob, and ask for log_prob of "
-            "data."
+            f"{type(self).__name__}'s inverse forgets the noise, so that the density of what it "
+            "returns is not known. Sample without log_prob, and ask for log_prob of data."
         )
 
     def _draw(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +65,9 @@ class Dequantize(_AddsNoise):
     .. math:: -D \log L - \log q(u | x),
 
     with which the flow behind it tells a lower bound of the likelihood of the whole numbers, on
-    average over the noise: bits per dimension are an upper bound. It is tight where
-    :math:`q` is what the flow behind makes of it, uniform noise where the density is constant
-    between whole numbers.
+    average over the noise: bits per dimension are an upper bound. It is tight if :math:`q` is how
+    the flow behind distributes the noise, given the whole numbers; for uniform noise, if its
+    density is constant between them.
 
     The noise comes from torch's generator. Reversible checkpointing stores the input, since
     rounding errors can lead to the next whole number.
@@ -79,7 +78,7 @@ class Dequantize(_AddsNoise):
             :class:`Logit`, so that it is between 0 and 1; None for uniform noise.
 
     Shape:
-        - Input: :math:`(N, *)`, whole numbers of any dtype but half precision.
+        - Input: :math:`(N, *)`, whole numbers, as integers or in float32 or float64.
         - Output: :math:`(N, *)`, float32 or float64 as the input, or in the default dtype for
           uint8 and other integers.
 
@@ -150,7 +149,9 @@ class Dequantize(_AddsNoise):
 
     def _noise(self, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.flow is None:
-            return torch.rand_like(values), values.new_zeros(len(values))
+            # Exactly 0, once in 2**24 times, would be far out behind a Logit.
+            noise = torch.rand_like(values).clamp(min=torch.finfo(values.dtype).eps / 4)
+            return noise, values.new_zeros(len(values))
         noise, log_q = self._draw(values / self.levels)
         if noise.shape != values.shape:
             raise ValueError(
@@ -178,9 +179,10 @@ class Dequantize(_AddsNoise):
 
     def _expect_precise(self, x: Tensor, inverse: bool = False) -> Tensor:
         if x.dtype not in (torch.float32, torch.float64):
+            what = "numbers" if inverse else "whole numbers, as integers or"
             raise TypeError(
-                f"{name_of(self, inverse)} takes whole numbers as integers, float32 or float64, in "
-                f"which there is room for noise between them, got {x.dtype}."
+                f"{name_of(self, inverse)} takes {what} in float32 or float64, in which there is "
+                f"room for noise between whole numbers, got {x.dtype}."
             )
         return x
 
@@ -195,7 +197,7 @@ class Augment(_AddsNoise):
     log-determinant; in its place ``forward_and_log_det`` returns a term of the likelihood,
     :math:`-\log q(e | x)`, with which the flow behind it tells a lower bound of the likelihood, on
     average over the noise: bits per dimension, counted in dimensions of the data, are an upper
-    bound. It is tight where :math:`q` is what the flow behind makes of the noise, given the data.
+    bound. It is tight if :math:`q` is how the flow behind distributes the noise, given the data.
 
     The noise comes from torch's generator.
 

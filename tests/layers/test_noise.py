@@ -106,6 +106,12 @@ def test_noise_comes_from_torchs_generator(layer):
     assert not torch.equal(*parts)
 
 
+def test_uniform_noise_is_never_zero_where_logit_would_be_far_out(monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
+    y = InvertibleSequential(Dequantize(), Logit())(torch.zeros(1, 3))
+    assert y.min() > -24
+
+
 def test_integers_become_floats_of_the_default_dtype_and_floats_stay_what_they_are():
     for dtype in (torch.uint8, torch.int16, torch.int64):
         assert Dequantize()(whole(dtype=dtype)).dtype == torch.float32
@@ -346,10 +352,10 @@ def test_a_rounding_error_leads_to_no_other_whole_number():
         (lambda: Dequantize()(torch.tensor([[-1, 3]])), ValueError, "got -1 among them."),
         (lambda: Dequantize()(torch.tensor([[float("nan")]])), ValueError, "got nan among them."),
         (lambda: Dequantize()(whole(dtype=torch.bfloat16)), TypeError,
-         "Dequantize takes whole numbers as integers, float32 or float64, in which there is room "
-         "for noise between them, got torch.bfloat16."),
+         "Dequantize takes whole numbers, as integers or in float32 or float64, in which there is "
+         "room for noise between whole numbers, got torch.bfloat16."),
         (lambda: Dequantize().inverse(whole()), TypeError,
-         "Dequantize's inverse takes whole numbers as integers, float32 or"),
+         "Dequantize's inverse takes numbers in float32 or float64, in which there is room for"),
         (lambda: Dequantize()(whole() > 3), TypeError, "got torch.bool."),
         (lambda: Dequantize()((whole(), whole())), TypeError, "Dequantize takes a tensor, got a t"),
         (lambda: Dequantize(flow=Gaussian(4, 4))(whole()), ValueError,
