@@ -31,11 +31,13 @@ from invertible import (
     Inverse,
     InvertibleLinear,
     InvertibleModule,
+    Leapfrog,
     LogisticMixture,
     Logit,
     Masked,
     MaskedAutoregressive,
     Merge,
+    Momentum,
     OnStreams,
     PairRotation,
     PairScaling,
@@ -155,6 +157,14 @@ def of_tokens(x: State, **options) -> MaskedAutoregressive:
     return MaskedAutoregressive(randomized(f), Affine(), **options)
 
 
+def momentum(x: State) -> Momentum:
+    return Momentum(bottleneck(x[0].shape[1], dropout=0.3), gamma=0.8)
+
+
+def leapfrog(x: State, quantum: float | None = None) -> Leapfrog:
+    return Leapfrog(bottleneck(x[1].shape[1], dropout=0.3), step=0.3, quantum=quantum)
+
+
 def sequence(x: State) -> InvertibleModule:
     return block(lambda: bottleneck(x[1].shape[1]))
 
@@ -204,6 +214,7 @@ LAYERS = {
     "InvertibleLinear of volumes": Case(lambda x: InvertibleLinear(x.shape[1]), volumes),
     "InvertibleLinear of width": Case(lambda x: InvertibleLinear(x.shape[-1], dim=-1), tensors),
     "InvertibleSequential": Case(sequence, pairs),
+    "Leapfrog": Case(leapfrog, pairs),
     "Logit": Case(lambda _: Logit(), probabilities),
     "MaskedAutoregressive": Case(lambda x: autoregressive(Affine(), x), vectors),
     "MaskedAutoregressive spline": Case(
@@ -215,6 +226,7 @@ LAYERS = {
     "MaskedAutoregressive of tokens": Case(of_tokens, signals),
     "Merge": Case(lambda _: Merge(), pairs),
     "Merge of width": Case(lambda _: Merge(dim=-1), pairs),
+    "Momentum": Case(momentum, pairs),
     "PairRotation": Case(lambda x: randomized(PairRotation(x.shape[1])), tensors),
     "PairScaling": Case(lambda x: randomized(PairScaling(x.shape[1])), tensors),
     "OnStreams": Case(lambda _: OnStreams(-1, PixelUnshuffle(2)), pairs),
@@ -274,6 +286,7 @@ QUANTUM = 2**-10
 EXACT_LAYERS = {
     "AdditiveCoupling": Case(lambda x: coupling(x, QUANTUM), pairs),
     "ReversibleBlock": Case(lambda x: reversible_block(x, QUANTUM), pairs),
+    "Leapfrog": Case(lambda x: leapfrog(x, QUANTUM), pairs),
     "HaarWavelet": Case(lambda _: HaarWavelet(quantum=QUANTUM), tensors),
     "HaarWavelet of offsets": Case(
         lambda _: HaarWavelet(order="offset-major", quantum=QUANTUM), tensors

@@ -14,6 +14,7 @@ from .coupling import (
     ReversibleBlock,
     SplineCoupling,
 )
+from .dynamics import Leapfrog, Momentum
 from .elementwise import Elementwise
 from .from_transform import FromTransform
 from .interleaved import CheckerboardSplit, StripeSplit
@@ -52,11 +53,13 @@ __all__ = [
     "Identity",
     "InjectivePad",
     "InvertibleLinear",
+    "Leapfrog",
     "LogisticMixture",
     "Logit",
     "Masked",
     "MaskedAutoregressive",
     "Merge",
+    "Momentum",
     "Padded",
     "PairRotation",
     "PairScaling",

@@ -61,6 +61,7 @@ class AdditiveCoupling(InvertibleModule):
     """
 
     volume_preserving = True
+    _factor = 1.0  # of the shift, see Leapfrog
 
     def __init__(
         self, f: nn.Module, *, conditional: bool = False, quantum: float | None = None
@@ -136,6 +137,8 @@ class AdditiveCoupling(InvertibleModule):
                 f"{name_of_f(self, f)} returned {shift.dtype}, which would change the dtype "
                 f"of the stream, {x1.dtype}. Cast f or the state."
             )
+        if self._factor != 1:
+            shift = self._factor * shift.to(x1.dtype)
         return shift if self._grid is None else self._grid.round(shift.to(x1.dtype))
 
 
