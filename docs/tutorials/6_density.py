@@ -129,6 +129,6 @@ print(moon.sample((2, 3)).shape, moon.log_prob(torch.zeros(2)).item())
 # Where to go from here:
 #
 # - conditional densities: ``SplineCoupling(f, conditional=True)`` hands ``f`` a
-#   context, and then ``flow(context)`` is the distribution (:class:`~invertible.Flow`);
+#   context, and ``flow(context)`` is the distribution (:class:`~invertible.Flow`);
 # - images, in memory that does not grow with depth: :doc:`7_glow`;
 # - coming from another library: :doc:`/howto/from_flow_libraries`.

@@ -13,8 +13,8 @@ digits.
 # ------------------
 #
 # Glow (`Kingma and Dhariwal, 2018 <https://arxiv.org/abs/1807.03039>`_) repeats one
-# step: scale and shift the channels, mix them by a matrix, and let half of them change
-# the other half.
+# step: scale and shift the channels, mix them by a matrix, and let half of them
+# change the other half.
 
 import torch
 from sklearn.datasets import load_digits
@@ -73,10 +73,10 @@ def steps(channels, count):
 # Two scales
 # ----------
 #
-# Whole numbers become continuous by noise, which ``Dequantize`` adds. Pixels move into
-# channels; behind some steps, half of the channels are factored out, and the others go
-# on. All of it is one composition: ``checkpoint=True`` makes training rebuild what it
-# would store.
+# Whole numbers become continuous by noise, which ``Dequantize`` adds. Pixels move
+# into channels; behind some steps, half of the channels are factored out, and the
+# others go on. All of it is one composition: ``checkpoint=True`` makes training
+# rebuild what it would store.
 
 
 def glow(depth, checkpoint=True):
@@ -141,5 +141,5 @@ for column in range(16):
 plt.show()
 
 # %%
-# After 300 steps they are digits at a second glance; longer training makes them better,
-# in the same memory.
+# After 300 steps they are digits at a second glance; longer training makes them
+# better, in the same memory.
