@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from typing_extensions import override
 
 from .._support.checks import describe, is_state
+from ..layers.masked import Masked
 from ..module import InvertibleModule
 from ..state import Context, State, map_streams, streams_of
 from .base import Base, StandardNormal, base_of
@@ -77,6 +78,11 @@ class Flow(nn.Module):
         super().__init__()
         self.layer = _expect_densities(layer)
         self._is_standard = base is None
+        if self._is_standard and any(isinstance(part, Masked) for part in layer.modules()):
+            raise ValueError(
+                "Flow takes a base of its own with Masked in the layer: standard normals would "
+                "count the padding as latents. See the guide on padded sequences."
+            )
         given = base if isinstance(base, Sequence) else [base]
         self.bases = nn.ModuleList(
             [StandardNormal(_like(layer))] if base is None else map(base_of, given)

@@ -30,6 +30,7 @@ from invertible import (
     InjectivePad,
     InvertibleLinear,
     InvertibleSequential,
+    Masked,
     Merge,
     OnStreams,
     Quantize,
@@ -443,6 +444,11 @@ def test_what_is_no_base_is_an_error(base, error, message):
 def test_what_has_no_density_is_an_error(layer, error, message):
     with pytest.raises(error, match=message):
         Flow(layer)
+
+
+def test_standard_normals_would_count_padding():
+    with pytest.raises(ValueError, match="standard normals would count the padding"):
+        Flow(InvertibleSequential(Masked(Scale(4))), event_shape=(4, 5))
 
 
 def test_a_module_that_returns_no_distribution_is_an_error():
