@@ -195,7 +195,7 @@ class Padded(nn.Module):
         ...         return super().forward(x)
         >>> f = Padded(Convolution(2, 4, kernel_size=3, padding=1))
         >>> coupling = AffineCoupling(f, conditional=True)
-        >>> layer = Masked(InvertibleSequential(ActNorm(4), Split(), coupling, Merge()))
+        >>> layer = Masked(InvertibleSequential(ActNorm(4), Split(dim=1), coupling, Merge(dim=1)))
         >>> mask = torch.arange(5) < torch.tensor([[5], [3]])
         >>> y, log_det = layer.forward_and_log_det(torch.randn(2, 4, 5), mask)
         >>> log_det.shape

@@ -19,7 +19,7 @@ class _Partition(InvertibleModule):
     volume_preserving = True
     moves_only = True
 
-    def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
+    def __init__(self, sizes: Sequence[int] | None = None, dim: int | None = None) -> None:
         super().__init__()
         name = type(self).__name__
         if sizes is not None and not isinstance(sizes, Sequence):
@@ -38,14 +38,25 @@ class _Partition(InvertibleModule):
                 "another later dimension."
             )
         self.sizes = None if sizes is None else tuple(sizes)
-        self.dim = dim
+        self.dim = 1 if dim is None else dim
+        self._dim_is_said = dim is not None
 
     @override
     def extra_repr(self) -> str:
         return f"sizes={self.sizes}, dim={self.dim}"
 
-    def _cut(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, ...]:
+    def _expect(self, x: Tensor, inverse: bool) -> Tensor:
         x = expect_tensor(self, x, min_dim=rank_for(self.dim), inverse=inverse)
+        if x.dim() == 3 and not self._dim_is_said:
+            raise ValueError(
+                f"{name_of(self, inverse)} must be told the dimension of the channels where there "
+                f"are three, got {describe(x)}: {type(self).__name__}(dim=-1) for tokens "
+                f"(N, T, D), {type(self).__name__}(dim=1) for signals (N, C, L)."
+            )
+        return x
+
+    def _cut(self, x: Tensor, inverse: bool = False) -> tuple[Tensor, ...]:
+        x = self._expect(x, inverse)
         size = x.shape[self.dim]
         if self.sizes is None and size % 2:
             raise ValueError(
@@ -65,7 +76,7 @@ class _Partition(InvertibleModule):
     def _join(self, streams: tuple[Tensor, ...], inverse: bool = False) -> Tensor:
         count = 2 if self.sizes is None else len(self.sizes)
         streams = expect_streams(self, streams, count, inverse=inverse)
-        first = expect_tensor(self, streams[0], min_dim=rank_for(self.dim), inverse=inverse)
+        first = self._expect(streams[0], inverse)
         expected = self.sizes or (first.shape[self.dim],) * 2
         alike = _alike_but_for(self.dim, streams)
         found = tuple(stream.shape[self.dim] for stream in streams) if alike else None
@@ -101,7 +112,9 @@ class Split(_Partition):
 
     Args:
         sizes: Sizes of the streams along ``dim``, at least 1 each; two halves by default.
-        dim: Dimension that is cut, not 0; counted from the end if negative.
+        dim: Dimension that is cut, not 0; counted from the end if negative. By default 1, the
+            channels of images and vectors; for three dimensions it must be said, since those of
+            tokens :math:`(N, T, D)` are the last.
 
     Shape:
         - Input: :math:`(N, C, *)`.
@@ -110,7 +123,8 @@ class Split(_Partition):
     Raises:
         TypeError: When called on anything but a tensor.
         ValueError: If a size or ``dim`` is out of range; when called, if the sizes do not add
-            up to the tensor's, or halves are asked of an odd size.
+            up to the tensor's, halves are asked of an odd size, or the tensor has three dimensions
+            and no ``dim`` was given.
 
     Example:
         >>> x1, x2 = Split(sizes=(1, 2))(torch.randn(4, 3, 8, 8))
@@ -134,7 +148,8 @@ class Merge(_Partition):
 
     Args:
         sizes: Sizes of the streams along ``dim``, at least 1 each; two equal ones by default.
-        dim: Dimension along which they are joined, not 0; counted from the end if negative.
+        dim: Dimension along which they are joined, not 0; counted from the end if negative. By
+            default 1; for three dimensions it must be said, as in :class:`Split`.
 
     Shape:
         - Input: a tuple of :math:`(N, C_i, *)`.
@@ -143,7 +158,8 @@ class Merge(_Partition):
     Raises:
         TypeError: When called on anything but a tuple of tensors.
         ValueError: If a size or ``dim`` is out of range; when called, if the streams have other
-            sizes than those, or differ in another dimension, in dtype or in device.
+            sizes than those, differ in another dimension, in dtype or in device, or have three
+            dimensions and no ``dim`` was given.
 
     Example:
         >>> Merge()((torch.randn(4, 2, 8, 8), torch.randn(4, 2, 8, 8))).shape
@@ -176,7 +192,9 @@ class FactorOut(_Partition):
     Args:
         sizes: Sizes along ``dim`` of the part that goes on and of the one that is factored out, at
             least 1 each; two halves by default.
-        dim: Dimension that is cut, not 0; counted from the end if negative.
+        dim: Dimension that is cut, not 0; counted from the end if negative. By default 1, the
+            channels of images and vectors; for three dimensions it must be said, since those of
+            tokens :math:`(N, T, D)` are the last.
 
     Shape:
         - Input: :math:`(N, C, *)`, or a tuple of such a tensor and others of any shape.
@@ -186,8 +204,8 @@ class FactorOut(_Partition):
     Raises:
         TypeError: When called on anything but a tensor or a tuple of tensors.
         ValueError: If ``sizes`` are not two, or a size or ``dim`` is out of range; when called on a
-            tuple of one, or if the sizes do not add up to the first stream's, or halves are asked
-            of an odd size.
+            tuple of one, or if the sizes do not add up to the first stream's, halves are asked
+            of an odd size, or the first stream has three dimensions and no ``dim`` was given.
 
     References:
         Dinh et al., *Density Estimation using Real NVP* (2017), section 3.6,
@@ -202,7 +220,7 @@ class FactorOut(_Partition):
         (torch.Size([1, 8, 2, 2]), torch.Size([1, 4, 4, 4]), torch.Size([1, 8, 2, 2]))
     """
 
-    def __init__(self, sizes: Sequence[int] | None = None, dim: int = 1) -> None:
+    def __init__(self, sizes: Sequence[int] | None = None, dim: int | None = None) -> None:
         super().__init__(sizes, dim)
         if self.sizes is not None and len(self.sizes) != 2:
             raise ValueError(

@@ -207,7 +207,9 @@ def waveglow() -> InvertibleModule:
     """Samples in groups of 4, and a spectrogram beside them."""
     f = nn.Sequential(nn.Conv1d(2 + 3, 6, 3, padding=1), nn.Tanh(), nn.Conv1d(6, 4, 1))
     coupling = AffineCoupling(WithContext("mel", Counting(f)), conditional=True)
-    return InvertibleSequential(PixelUnshuffle(4), InvertibleLinear(4), Split(), coupling, Merge())
+    return InvertibleSequential(
+        PixelUnshuffle(4), InvertibleLinear(4), Split(dim=1), coupling, Merge(dim=1)
+    )
 
 
 def lattice() -> InvertibleModule:

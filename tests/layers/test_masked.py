@@ -74,12 +74,12 @@ def step(wrap):
     return InvertibleSequential(
         ActNorm(4),
         InvertibleLinear(4),
-        Split(),
+        Split(dim=1),
         AffineCoupling(wrap(Convolutions(2, 4)), scale="glow", shift_first=True, conditional=True),
         Swap(),
         Coupling(wrap(Convolutions(2, 22)), RationalQuadraticSpline(4), conditional=True),
         AdditiveCoupling(nn.Conv1d(2, 2, 1)),
-        Merge(),
+        Merge(dim=1),
     )
 
 
@@ -186,7 +186,7 @@ def test_the_mask_can_be_a_part_of_the_context():
 
     select = itemgetter("mask")
     inner = AffineCoupling(Padded(WithTime(2, 4), select), conditional=True)
-    layer = Masked(InvertibleSequential(Split(), inner, Merge()), select).double()
+    layer = Masked(InvertibleSequential(Split(dim=1), inner, Merge(dim=1)), select).double()
     mask, time = mask_of(), images(3)
     context = {"mask": mask, "time": time}
     x = images(3, 4, 5)
@@ -247,7 +247,7 @@ def test_gradients_are_those_of_stored_activations_with_one_evaluation_more(way,
 def test_an_additive_network_is_exact():
     q = 2**-10
     f = Padded(Convolutions(2, 2))
-    inner = [Split(), AdditiveCoupling(f, conditional=True, quantum=q), Swap(), Merge()]
+    inner = [Split(dim=1), AdditiveCoupling(f, conditional=True, quantum=q), Swap(), Merge(dim=1)]
     layer = Masked(InvertibleSequential(*inner, Permute([1, 0, 3, 2]), *inner)).double()
     assert layer.quantum == q
     x = (images(3, 4, 5) / q).round() * q
@@ -267,7 +267,7 @@ def test_gradients_of_an_exact_network_are_those_of_stored_activations_bit_for_b
                 Swap(),
             )
         ]
-        masked = Masked(InvertibleSequential(Split(), *couplings, Merge()))
+        masked = Masked(InvertibleSequential(Split(dim=1), *couplings, Merge(dim=1)))
         return InvertibleSequential(Quantize(2**-16), masked, Permute([3, 2, 1, 0]))
 
     stored, rebuilt = both(make)
@@ -288,7 +288,7 @@ def test_memory_is_flat_in_what_is_inside():
             for _ in range(depth)
             for layer in (AffineCoupling(Padded(Convolutions(4, 8)), conditional=True), Swap())
         ]
-        inner = InvertibleSequential(Split(), *couplings, Merge(), checkpoint=checkpoint)
+        inner = InvertibleSequential(Split(dim=1), *couplings, Merge(dim=1), checkpoint=checkpoint)
         masked = Masked(inner)
         return memory_of(lambda: masked.forward_and_log_det(x, mask)).held / x.nbytes
 
@@ -322,7 +322,7 @@ X = torch.zeros(3, 4, 5)
          "Masked takes a mask of shape (3, 4), the input's (3, 4, 5) without its channels "
          "(dimension -1), got (3, 5)."),
         (lambda: Masked(Swap())((X, X), mask_of()), TypeError, "Masked takes a tensor, got a tupl"),
-        (lambda: Masked(Split())(X, mask_of()), ValueError,
+        (lambda: Masked(Split(dim=1))(X, mask_of()), ValueError,
          "Masked hands its layer (Split) valid places of shape (8, 4, 1) and takes the same shape "
          "back, got a tuple of 2 (a tensor of shape (8, 2, 1), a tensor of shape (8, 2, 1)). Put "
          "Merge behind Split, and layers that change shapes outside."),

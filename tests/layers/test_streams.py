@@ -121,3 +121,21 @@ def test_factoring_out_keeps_the_memory_format():
     back = FactorOut().inverse((kept, factored))
     assert back.is_contiguous(memory_format=torch.channels_last)
     assert FactorOut().inverse((kept.contiguous(), factored.contiguous())).is_contiguous()
+
+
+@pytest.mark.parametrize("make", [Split, Merge, FactorOut])
+def test_the_dimension_to_cut_is_said_where_there_are_three(make):
+    """Halves of a sequence would look like two streams of tokens."""
+    tokens = torch.zeros(2, 10, 6)
+    x = (tokens, tokens) if make is Merge else tokens
+    message = (
+        rf"{make.__name__} must be told the dimension of the channels .* shape \(2, 10, 6\): "
+        rf"{make.__name__}\(dim=-1\) for tokens \(N, T, D\), {make.__name__}\(dim=1\) for signals"
+    )
+    with pytest.raises(ValueError, match=message):
+        make()(x)
+    with pytest.raises(ValueError, match=message.replace(" must", "'s inverse must")):
+        make().inverse(tokens if make is Merge else (tokens, tokens))
+    for dim in (1, -1):
+        layer = make(dim=dim)
+        torch.testing.assert_close(layer.inverse(layer(x)), x)
