@@ -34,6 +34,10 @@ class FlowDistribution(Distribution):
         batch_shape = Size() if count is None else Size([count])
         super().__init__(batch_shape, flow.event_shape, validate_args=False)
 
+    @override
+    def __repr__(self) -> str:
+        return f"FlowDistribution(batch {(*self.batch_shape,)}, event {(*self.event_shape,)})"
+
     @property
     @override
     def support(self) -> constraints.Constraint:

@@ -249,6 +249,10 @@ class Flow(nn.Module):
     def _for_samples(self, shape: Sequence[int], context: Context) -> tuple[Size, Context]:
         """The shape of what is drawn, without the event, and a context for all of it in a row."""
         self._check_context(context)
+        if not isinstance(shape, Sequence):
+            raise TypeError(
+                f"Flow takes the shape of samples as a tuple, ({shape},), got {shape!r}."
+            )
         own = count_examples(context)
         batch = Size(shape) if own is None else Size([*shape, own])
         return batch, repeated(context, Size(shape).numel())

@@ -23,7 +23,7 @@ def shapes_of(given: Any) -> Shapes:
         TypeError: If it is neither.
     """
     if isinstance(given, Sequence) and not isinstance(given, str):
-        if all(isinstance(size, int) for size in given):
+        if all(isinstance(size, int) and size > 0 for size in given):
             return (Size(given),)
         if all(isinstance(shape, Sequence) for shape in given):
             return tuple(Size(shape) for shape in given)

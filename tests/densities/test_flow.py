@@ -362,6 +362,7 @@ def test_called_it_is_a_distribution():
     assert found.event_shape == (4,)
     assert found.has_rsample
     assert found.support.event_dim == 1
+    assert repr(found) == "FlowDistribution(batch (), event (4,))"
     assert found.sample((2, 3)).shape == (2, 3, 4)
     assert found.rsample((2,)).requires_grad
     assert found.log_prob(torch.randn(2, 3, 4)).shape == (2, 3)
@@ -477,10 +478,19 @@ def test_shapes_that_do_not_fit_are_errors():
         Flow(Split(), Normal(torch.zeros(4), 1.0)).log_prob(torch.randn(5, 4))
     with pytest.raises(ValueError, match="knows the shape of data"):
         Flow(couplings()).sample()
-    with pytest.raises(TypeError, match="Flow takes as event_shape the shape of one example"):
-        Flow(couplings(), event_shape=4)
     with pytest.raises(ValueError, match=r"made examples of shape \(3,\) of its latents"):
         Flow(Identity(), Normal(torch.zeros(3), 1.0), event_shape=(4,)).sample()
+
+
+@pytest.mark.parametrize("shape", [(-4,), (4.0,), 4, "4", (2, (3,))])
+def test_what_is_no_shape_is_an_error(shape):
+    with pytest.raises(TypeError, match="Flow takes as event_shape the shape of one example"):
+        Flow(couplings(), event_shape=shape)
+
+
+def test_a_number_of_samples_is_no_shape():
+    with pytest.raises(TypeError, match=r"the shape of samples as a tuple, \(5,\), got 5"):
+        Flow(couplings(), event_shape=(4,)).sample(5)
 
 
 def test_a_base_without_gradients_says_so():
