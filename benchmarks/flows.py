@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -52,9 +52,10 @@ from invertible import (
     Swap,
 )
 
-IMAGE, VECTOR = (12, 16, 16), (16,)
-HALF = {"glow": IMAGE[0] // 2, "spline": VECTOR[0] // 2}
+SHAPES = {"glow": (12, 16, 16), "spline": (16,)}
 BINS = 8
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,24 @@ def small(last: nn.Module) -> nn.Module:
 
 
 class Density(nn.Module):
-    """The negative log-likelihood of examples, ``(N,)``, under a flow to a standard normal."""
+    """The negative log-likelihood of examples, ``(N,)``, under a flow to a standard normal.
 
-    def __init__(self, flow: nn.Module, run: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]):
+    Args:
+        flow: What has the parameters.
+        run: Maps examples, and returns the log-determinants too.
+        undo: Maps latents back.
+    """
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        run: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
+        undo: Callable[[Any, Tensor], Tensor],
+    ):
         super().__init__()
         self.flow = flow
         self.run = run
+        self.undo = undo
 
     def forward(self, x: Tensor) -> Tensor:
         z, log_det = self.run(self.flow, x)
@@ -127,45 +140,48 @@ class Density(nn.Module):
 # --- the sides
 
 
-def ours(kind: str, depth: int, width: int) -> Density:
+def ours(kind: str, depth: int, width: int, shape: Shape) -> Density:
     """This library, storing everything."""
+    size, half = shape[0], shape[0] // 2
 
     def glow() -> list[InvertibleModule]:
-        f = convolutions(6, 12, width)
-        norm = ActNorm(IMAGE[0], initialised=True)
-        return [norm, InvertibleLinear(IMAGE[0]), Split(), AffineCoupling(f), Merge()]
+        f = convolutions(half, 2 * half, width)
+        norm = ActNorm(size, initialised=True)
+        return [norm, InvertibleLinear(size), Split(), AffineCoupling(f), Merge()]
 
     def spline() -> list[InvertibleModule]:
-        f = linear(8, 8 * (3 * BINS - 1), width)
+        f = linear(half, half * (3 * BINS - 1), width)
         return [SplineCoupling(f, BINS), Swap()]
 
     steps = [layer for _ in range(depth) for layer in (glow() if kind == "glow" else spline())]
     if kind == "spline":
         steps = [Split(), *steps, Merge()]
     flow = InvertibleSequential(*steps)
-    return Density(flow, lambda flow, x: flow.forward_and_log_det(x))
+    return Density(
+        flow, lambda flow, x: flow.forward_and_log_det(x), lambda flow, z: flow.inverse(z)
+    )
 
 
-def freia(kind: str, depth: int, width: int) -> Density | None:
+def freia(kind: str, depth: int, width: int, shape: Shape) -> Density | None:
     """FrEIA's all-in-one blocks."""
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import AllInOneBlock
 
     if kind != "glow":
         return None
-    flow = SequenceINN(*IMAGE)
+    flow = SequenceINN(*shape)
     for _ in range(depth):
         make = partial(convolutions, width=width)
         flow.append(AllInOneBlock, subnet_constructor=make, permute_soft=True)
-    return Density(flow, lambda flow, x: flow(x))
+    return Density(flow, lambda flow, x: flow(x), lambda flow, z: flow(z, rev=True)[0])
 
 
-def nflows(kind: str, depth: int, width: int) -> Density:
+def nflows(kind: str, depth: int, width: int, shape: Shape) -> Density:
     """The transforms of nflows."""
     from nflows import transforms
 
     def step(i: int) -> list[nn.Module]:
-        size = 2 * HALF[kind]
+        size = shape[0]
         mask = torch.arange(size) < size // 2
         if kind == "glow":
             make = partial(convolutions, width=width)
@@ -182,23 +198,25 @@ def nflows(kind: str, depth: int, width: int) -> Density:
         ]
 
     flow = transforms.CompositeTransform([part for i in range(depth) for part in step(i)])
-    return Density(flow, lambda flow, x: flow(x))
+    return Density(flow, lambda flow, x: flow(x), lambda flow, z: flow.inverse(z)[0])
 
 
-def normflows(kind: str, depth: int, width: int) -> Density:
+def normflows(kind: str, depth: int, width: int, shape: Shape) -> Density:
     """The flows of normflows, forward."""
     import normflows as nf
     from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling
 
+    size = shape[0]
+
     def step(i: int) -> list[nn.Module]:
         if kind == "glow":
-            f = convolutions(6, 12, width)
+            f = convolutions(size // 2, size, width)
             return [
-                nf.flows.ActNorm((IMAGE[0], 1, 1)),
-                nf.flows.Invertible1x1Conv(IMAGE[0], use_lu=True),
+                nf.flows.ActNorm((size, 1, 1)),
+                nf.flows.Invertible1x1Conv(size, use_lu=True),
                 nf.flows.AffineCouplingBlock(f, scale_map="sigmoid"),
             ]
-        mask = torch.arange(VECTOR[0]) < HALF[kind]
+        mask = torch.arange(size) < size // 2
         return [
             PiecewiseRationalQuadraticCoupling(
                 mask if i % 2 else ~mask,
@@ -211,38 +229,47 @@ def normflows(kind: str, depth: int, width: int) -> Density:
 
     flows = nn.ModuleList([part for i in range(depth) for part in step(i)])
 
-    def run(flows: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    def run(flows: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))
-        for flow in flows:  # type: ignore[attr-defined]
+        for flow in flows:
             x, log_det = flow(x)
             total = total + log_det
         return x, total
 
-    return Density(flows, run)
+    def undo(flows: nn.ModuleList, z: Tensor) -> Tensor:
+        for flow in reversed(flows):
+            z, _ = flow.inverse(z)
+        return z
+
+    return Density(flows, run, undo)
 
 
-def zuko(kind: str, depth: int, width: int) -> Density | None:
+def zuko(kind: str, depth: int, width: int, shape: Shape) -> Density | None:
     """Zuko's neural spline flow, as couplings."""
     from zuko.flows import NSF
 
     if kind != "spline":
         return None
-    flow = NSF(VECTOR[0], bins=BINS, transforms=depth, passes=2, hidden_features=(width, width))
-    return Density(flow, lambda flow, x: flow().transform.call_and_ladj(x))
+    flow = NSF(shape[0], bins=BINS, transforms=depth, passes=2, hidden_features=(width, width))
+    return Density(
+        flow,
+        lambda flow, x: flow().transform.call_and_ladj(x),
+        lambda flow, z: flow().transform.inv(z),
+    )
 
 
 PEERS = {"FrEIA": freia, "nflows": nflows, "normflows": normflows, "zuko": zuko}
 
 
-def sides(kind: str, depth: int, width: int) -> Iterator[tuple[str, Density]]:
+def sides(kind: str, depth: int, width: int, shape: Shape) -> Iterator[tuple[str, Density]]:
     """All that there are, each from the same seed."""
-    stored = ours(kind, depth, width)
+    stored = ours(kind, depth, width, shape)
     yield "stored", stored
     rebuilt = copy.deepcopy(stored)
     rebuilt.flow.checkpoint = True
     yield "rebuilt", rebuilt
     for name, make in PEERS.items():
-        if find_spec(name) is not None and (density := make(kind, depth, width)) is not None:
+        if find_spec(name) is not None and (density := make(kind, depth, width, shape)) is not None:
             yield name, density
 
 
@@ -267,11 +294,11 @@ class Row:
 def measure(kind: str, depth: int, config: Config) -> dict[str, Row]:
     """All sides in turn."""
     torch.manual_seed(0)
-    batch, shape = (config.image_batch, IMAGE) if kind == "glow" else (config.vector_batch, VECTOR)
+    batch, shape = config.image_batch if kind == "glow" else config.vector_batch, SHAPES[kind]
     x = torch.randn(batch, *shape)
     setting = Setting(clock=config.clock)
     grad = torch.full((batch,), 1 / batch)
-    densities = dict(sides(kind, depth, config.width))
+    densities = dict(sides(kind, depth, config.width, shape))
     steps = {
         name: Step(x.clone().requires_grad_(), grad, list(density.parameters()), setting)
         for name, density in densities.items()

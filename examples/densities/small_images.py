@@ -91,11 +91,11 @@ class _Arrays(pickle.Unpickler):
 
 
 def save_grid(rows: Sequence[Tensor], shades: int, path: Path) -> None:
-    """Writes rows of images as a PNG, enlarged to 32 pixels at least."""
+    """Writes rows of images as a PNG, enlarged to about 60 pixels each."""
     grid = torch.stack([row.float() for row in rows])  # (R, N, C, H, W)
     grid = torch.nn.functional.pad(grid, (1, 1, 1, 1), value=shades - 1)
     r, n, c, h, w = grid.shape
     picture = grid.permute(0, 3, 1, 4, 2).reshape(r * h, n * w, c) * (255 / (shades - 1))
-    scale = max(1, 32 // h)
+    scale = max(1, 60 // h)
     array = picture.round().byte().repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
     Image.fromarray(array if c == 3 else array[..., 0]).save(path)

@@ -136,9 +136,9 @@ def test_a_grid_has_a_white_line_around_each_image(tmp_path):
     save_grid([torch.zeros(3, 1, 8, 8), torch.zeros(3, 1, 8, 8)], 17, tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as image:
         grid = np.asarray(image)
-    assert grid.shape == (2 * 10 * 3, 3 * 10 * 3)
-    assert (grid[:3] == 255).all()
-    assert (grid[3:27, 3:27] == 0).all()
+    assert grid.shape == (2 * 10 * 6, 3 * 10 * 6)
+    assert (grid[:6] == 255).all()
+    assert (grid[6:54, 6:54] == 0).all()
 
 
 @pytest.mark.slow
