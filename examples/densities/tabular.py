@@ -167,23 +167,24 @@ def train(flow: Flow, data: Data, config: Config) -> None:
 def draw_density(flow: Flow, data: Data, config: Config) -> None:
     """The true density, what it was learned from, and what was learned."""
     x = data.own_units(data.parts["test"][0])
-    limit = 1.1 * x.abs().max().item()
-    axis = torch.linspace(-limit, limit, 200)
-    grid = torch.cartesian_prod(axis, axis)
+    least, most = x.amin(0), x.amax(0)
+    centre, half = (least + most) / 2, 0.55 * (most - least).max()
+    grid = torch.cartesian_prod(*[torch.linspace(-half, half, 200)] * 2) + centre
     standard = (grid - data.mean) / data.std
     learned = log_likelihoods(flow, (standard, None)) - data.std.log().sum()
     fields = {"truth": DENSITIES[config.data].log_prob(grid), config.flow: learned}
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots(1, 3)
-    most = fields["truth"].exp().max().item()
+    (left, right), (low, high) = (((c - half).item(), (c + half).item()) for c in centre)
+    peak = fields["truth"].exp().max().item()
     shown = dict(zip(axes[::2], fields.items(), strict=True))
     for ax, (name, values) in shown.items():
         picture = values.exp().view(200, 200).T.numpy()
-        extent = (-limit, limit, -limit, limit)
-        ax.imshow(picture, origin="lower", extent=extent, vmin=0, vmax=most, cmap="magma")
+        extent = (left, right, low, high)
+        ax.imshow(picture, origin="lower", extent=extent, vmin=0, vmax=peak, cmap="magma")
         ax.set_title(name)
     axes[1].scatter(*x[:2000].T.numpy(), s=1, color="black", linewidths=0)
-    axes[1].set(title="test points", xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axes[1].set(title="test points", xlim=(left, right), ylim=(low, high), aspect="equal")
     figure.savefig(config.out / "density.png", dpi=150)
 
 
