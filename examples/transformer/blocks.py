@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from invertible import InvertibleSequential, ReversibleBlock
+from invertible import InvertibleSequential, ReversibleBlock, measure_memory
 
 
 class Attention(nn.Module):
@@ -99,8 +99,6 @@ def transformer(
 
 def held(network: nn.Module, x: Tensor) -> tuple[float, float]:
     """MiB between forward and backward: if all is stored, and as the network is set."""
-    from invertible import measure_memory
-
     found = measure_memory(network, x)
     return found.stored.held / 2**20, found.as_set.held / 2**20
 

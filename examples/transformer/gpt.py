@@ -30,6 +30,7 @@ from blocks import held, optimizer_for, transformer
 from running import Run, processes, require_new, smooth, write_record
 
 BYTES = 256
+DEPTHS = 2, 6, 12, 24, 48  # of which memory is measured
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Config:
     # Any text; by default the topics of Python's documentation that come with Python
     data: Path | None = None
     compare: bool = False  # Train the ordinary GPT of the same size as well
-    steps: int = 400  # Of training
+    steps: int = 1000  # Of training
     layers: int = 4
     width: int = 128  # Features of a token
     heads: int = 4  # Of attention
-    length: int = 128  # Bytes that it looks at
+    length: int = 64  # Bytes that it looks at
     batch_size: int = 16  # Pieces of that length in a step, over all processes
-    lr: float = 2e-3  # Learning rate: rises for --warmup steps, then falls to a tenth
-    warmup: int = 40
+    lr: float = 3e-3  # Learning rate: rises for --warmup steps, then falls to a tenth
+    warmup: int = 50
     weight_decay: float = 0.1
     dropout: float = 0.0
     checkpoint: bool = True  # Rebuild activations in the backward pass instead of storing them
@@ -110,7 +111,9 @@ def read_text(path: Path | None, length: int) -> tuple[Tensor, Tensor]:
         content = path.read_bytes()
     place = len(content) * 9 // 10
     if len(content) - place <= length:
-        raise SystemExit(f"error: the text has {len(content)} bytes, too few for --length {length}.")
+        raise SystemExit(
+            f"error: the text has {len(content)} bytes, too few for --length {length}."
+        )
     data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     return data[:place], data[place:]
 
@@ -133,11 +136,10 @@ def test_loss(network: GPT, data: Tensor, config: Config, device: torch.device) 
 
 def memory_by_depth(config: Config) -> dict[str, list[float]]:
     """MiB held between forward and backward by depth, ordinary and rebuilt, for the whole batch."""
-    depths = [2, 6, 12, 24, 48]
     text = torch.zeros(config.batch_size, config.length + 1, dtype=torch.long)
-    found = [held(GPT(replace(config, layers=depth, checkpoint=True)), text) for depth in depths]
+    found = [held(GPT(replace(config, layers=depth, checkpoint=True)), text) for depth in DEPTHS]
     return {
-        "layers": depths,
+        "layers": list(DEPTHS),
         "stored": [stored for stored, _ in found],
         "rebuilt": [rebuilt for _, rebuilt in found],
     }

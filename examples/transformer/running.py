@@ -47,8 +47,8 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int) -> float:
 class Run:
     """One network in training, from the beginning or from a checkpoint.
 
-    What a step trains on and draws depends on its number only, so that a resumed run is the unbroken
-    one.
+    What a step trains on and draws depends on its number only, so that a resumed run is the
+    unbroken one.
 
     Args:
         config: The program's settings.

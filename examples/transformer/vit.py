@@ -7,8 +7,8 @@ For instance::
     python examples/transformer/vit.py --data cifar10 --patch 4 --width 192 --layers 9 --steps 20000
     torchrun --nproc-per-node 8 examples/transformer/vit.py --data cifar10 --amp
 
-Without ``--data`` the images are scikit-learn's handwritten digits. The network has the parameters of
-an ordinary vision transformer, which ``--compare`` trains beside it. As in the Reversible Vision
+Without ``--data`` the images are scikit-learn's handwritten digits. The network has the parameters
+of an ordinary vision transformer, which ``--compare`` trains beside it. As in the Reversible Vision
 Transformer (Mangalam et al., 2022, section 3.2), attention changes one stream and the feed-forward
 network the other; both have the full width.
 """
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from blocks import held, optimizer_for, transformer
 from running import Run, processes, require_new, smooth, write_record
 
+DEPTHS = 2, 6, 12, 24, 48  # of which memory is measured
 Images = tuple[Tensor, Tensor]  # (N, C, H, W) between 0 and 1, and labels (N,)
 
 
@@ -70,7 +71,9 @@ class ViT(nn.Module):
         super().__init__()
         channels, height, width = shape
         if height % config.patch or width % config.patch:
-            raise SystemExit(f"error: images of {height}x{width} have no patches of {config.patch}.")
+            raise SystemExit(
+                f"error: images of {height}x{width} have no patches of {config.patch}."
+            )
         count = (height // config.patch) * (width // config.patch)
         self.embed = nn.Conv2d(channels, config.width, config.patch, config.patch)
         self.places = nn.Parameter(0.02 * torch.randn(count, config.width))
@@ -112,7 +115,9 @@ def read_parquet(folder: Path, part: str) -> Images:
     if not files:
         raise SystemExit(f"error: there is no {part}*.parquet in {folder}.")
     rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
-    decoded = [np.array(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows]
+    decoded = [
+        np.array(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows
+    ]
     x = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
     return x, torch.tensor([row["label"] for row in rows])
 
@@ -145,14 +150,14 @@ def accuracy(network: ViT, images: Images, device: torch.device) -> float:
 
 def memory_by_depth(config: Config, shape: torch.Size, classes: int) -> dict[str, list[float]]:
     """MiB held between forward and backward by depth, ordinary and rebuilt, for the whole batch."""
-    depths, x = [2, 6, 12, 24, 48], torch.zeros(config.batch_size, *shape)
+    x = torch.zeros(config.batch_size, *shape)
     networks = [
         ViT(replace(config, layers=depth, checkpoint=True), shape, classes, reversible=True)
-        for depth in depths
+        for depth in DEPTHS
     ]
     found = [held(network, x) for network in networks]
     return {
-        "layers": depths,
+        "layers": list(DEPTHS),
         "stored": [stored for stored, _ in found],
         "rebuilt": [rebuilt for _, rebuilt in found],
     }
@@ -207,8 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _, rank, ranks = where
         if config.batch_size % ranks or config.batch_size > len(x):
             raise SystemExit(
-                f"error: --batch-size must be a multiple of {ranks} processes, and not more than the "
-                f"{len(x)} images there are."
+                f"error: --batch-size must be a multiple of {ranks} processes, and not more than "
+                f"the {len(x)} images there are."
             )
         if rank == 0:
             require_new(config.out, config.resume, *names)
