@@ -6,6 +6,7 @@ import copy
 from typing import Any, Generic, Self, TypeVar
 from weakref import ReferenceType
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from typing_extensions import override
@@ -22,34 +23,37 @@ class WithBuffers(nn.Module, Generic[Held]):
 
     def __init__(self, owner: str, held: Held) -> None:
         super().__init__()
-        self._given: Any = held
-        self._given_tensors = _tensors_of(held, f"{owner} got a {type(held).__name__}")
-        for number, tensor in enumerate(self._given_tensors):
+        # Copies: those given may be shared with others, or be expanded and take no state_dict.
+        done: dict[int, Any] = {
+            id(tensor): tensor.clone(memory_format=torch.contiguous_format)
+            for tensor in _tensors_of(held, f"{owner} got a {type(held).__name__}")
+        }
+        self._template_tensors: list[Tensor] = list(done.values())
+        self._template: Any = _rebuilt(held, done)
+        for number, tensor in enumerate(self._template_tensors):
             self.register_buffer(f"tensor_{number}", tensor)
-        self._current, self._current_tensors = self._given, self._given_tensors
 
     @property
     def current(self) -> Held:
-        """It, of the buffers as they are now."""
-        tensors = list(self.buffers())
-        if any(now is not then for now, then in zip(tensors, self._current_tensors, strict=True)):
-            pairs = zip(self._given_tensors, tensors, strict=True)
-            self._current = _rebuilt(self._given, {id(then): now for then, now in pairs})
-            self._current_tensors = tensors
-        found: Held = self._current
+        """It, of the buffers as they are now.
+
+        Made anew each time, since distributions keep what they once derived from their tensors.
+        """
+        pairs = zip(self._template_tensors, self.buffers(), strict=True)
+        found: Held = _rebuilt(self._template, {id(then): now for then, now in pairs})
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Shares what was given, of which torch's copies forget what an inverse is of."""
+        """Shares the template, of which torch's copies forget what an inverse is of."""
         twin = memo[id(self)] = object.__new__(type(self))
         for name, value in vars(self).items():
-            shared = name.startswith(("_given", "_current"))
+            shared = name.startswith("_template")
             twin.__dict__[name] = value if shared else copy.deepcopy(value, memo)
         return twin
 
     @override
     def extra_repr(self) -> str:
-        return repr(self._given)
+        return repr(self._template)
 
 
 def _tensors_of(held: Any, who: str) -> list[Tensor]:

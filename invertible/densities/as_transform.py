@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Self
 
 from torch import Size, Tensor
@@ -28,10 +27,13 @@ class AsTransform(Transform):
     Args:
         layer: A bijective layer from a tensor to a tensor.
         event_dim: How many dimensions one example has: 1 for vectors, 3 for images.
+        codomain_event_dim: How many it has as the layer returns it, if another number, as behind
+            :class:`Flatten`.
         cache_size: 1 to keep the last input and output, 0 for not.
 
     Raises:
-        TypeError: If ``layer`` is no layer, or not bijective, or takes a context.
+        TypeError: If ``layer`` is no layer, or not bijective, or takes a context; when called, if
+            it returns several streams.
         ValueError: If ``event_dim`` is less than 1; when called on a tensor of fewer dimensions.
 
     Example:
@@ -45,7 +47,14 @@ class AsTransform(Transform):
 
     bijective = True
 
-    def __init__(self, layer: InvertibleModule, event_dim: int, *, cache_size: int = 0) -> None:
+    def __init__(
+        self,
+        layer: InvertibleModule,
+        event_dim: int,
+        *,
+        codomain_event_dim: int | None = None,
+        cache_size: int = 0,
+    ) -> None:
         super().__init__(cache_size)
         if not isinstance(layer, InvertibleModule):
             raise TypeError(f"AsTransform takes a layer of this library, got {describe(layer)}.")
@@ -54,35 +63,39 @@ class AsTransform(Transform):
                 f"AsTransform takes bijective layers without a context, and {type(layer).__name__} "
                 + ("takes one." if layer.bijective else "is not bijective.")
             )
-        if event_dim < 1:
-            raise ValueError(f"AsTransform takes an event_dim of at least 1, got {event_dim}.")
         self.layer = layer
-        self._event_dim = event_dim
+        last = event_dim if codomain_event_dim is None else codomain_event_dim
+        self._event_dims = (event_dim, last)
+        if min(self._event_dims) < 1:
+            raise ValueError(
+                f"AsTransform takes an event_dim of at least 1, got {min(self._event_dims)}."
+            )
         self._last: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     @override
     def domain(self) -> constraints.Constraint:  # type: ignore[override]
         """Tensors of real numbers; that a layer takes fewer is not known here."""
-        return constraints.independent(constraints.real, self._event_dim)  # type: ignore[no-untyped-call]
+        return constraints.independent(constraints.real, self._event_dims[0])  # type: ignore[no-untyped-call]
 
     @property
     @override
     def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         """Tensors of real numbers."""
-        return self.domain
+        return constraints.independent(constraints.real, self._event_dims[1])  # type: ignore[no-untyped-call]
 
     @override
     def with_cache(self, cache_size: int = 1) -> Self:
         if cache_size == self._cache_size:
             return self
-        return type(self)(self.layer, self._event_dim, cache_size=cache_size)
+        first, last = self._event_dims
+        return type(self)(self.layer, first, codomain_event_dim=last, cache_size=cache_size)
 
     @override
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The log-determinant, of the shape of the batch."""
         if self._last is None or self._last[0] is not x or self._last[1] is not y:
-            return self._run(self.layer.forward_and_log_det, x)[1]
+            return self._run(x, inverse=False)[1]
         return self._last[2]
 
     @override
@@ -95,32 +108,39 @@ class AsTransform(Transform):
 
     @override
     def _call(self, x: Tensor) -> Tensor:
-        y, log_det = self._run(self.layer.forward_and_log_det, x)
+        y, log_det = self._run(x, inverse=False)
         self._last = (x, y, log_det) if self._cache_size else None
         return y
 
     @override
     def _inverse(self, y: Tensor) -> Tensor:
-        x, log_det = self._run(self.layer.inverse_and_log_det, y)
+        x, log_det = self._run(y, inverse=True)
         self._last = (x, y, -log_det) if self._cache_size else None
         return x
 
-    def _run(self, method: Callable[[Any], tuple[Any, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
-        batch = self._split(x.shape)[0]
-        y, log_det = method(x.reshape(-1, *x.shape[len(batch) :]))
+    def _run(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        batch, event = self._split(x.shape, inverse)
+        run = self.layer.inverse_and_log_det if inverse else self.layer.forward_and_log_det
+        y, log_det = run(x.reshape(-1, *event))
+        if not isinstance(y, Tensor):
+            raise TypeError(
+                "AsTransform takes layers from a tensor to a tensor, and "
+                f"{type(self.layer).__name__} returned {describe(y)}: put Merge behind."
+            )
         return y.reshape(*batch, *y.shape[1:]), log_det.reshape(batch)
 
-    def _split(self, shape: Size) -> tuple[Size, Size]:
-        if len(shape) < self._event_dim:
+    def _split(self, shape: Size, inverse: bool) -> tuple[Size, Size]:
+        event_dim = self._event_dims[inverse]
+        if len(shape) < event_dim:
             raise ValueError(
-                f"this AsTransform takes events of {self._event_dim} dimensions, got a shape of "
+                f"this AsTransform takes events of {event_dim} dimensions, got a shape of "
                 f"{tuple(shape)}."
             )
-        place = len(shape) - self._event_dim
+        place = len(shape) - event_dim
         return Size(shape[:place]), Size(shape[place:])
 
     def _shape(self, shape: Any, inverse: bool) -> Size:
-        batch, event = self._split(Size(shape))
+        batch, event = self._split(Size(shape), inverse)
         found = shapes_through(self.layer, (event,), None, 1, inverse)
         if found is None:
             raise ValueError(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Size, Tensor, nn
 from torch.distributions import (
     Distribution,
@@ -19,6 +21,7 @@ from typing_extensions import override
 from .._support.checks import describe
 from .._support.torch_distributions import WithBuffers
 from ..state import Context
+from .distribution import FlowDistribution
 
 
 class Base(nn.Module, ABC):
@@ -45,6 +48,8 @@ class Base(nn.Module, ABC):
                 f"Flow's base is a distribution of latents of shape {tuple(expected)}, and the "
                 f"layer made {describe(z)}, the batch first."
             )
+        if not isinstance(found, FlowDistribution):  # whose layers keep their dtype
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
         log_prob: Tensor = found.log_prob(z)
         return log_prob.sum(list(range(1, log_prob.dim()))) if log_prob.dim() > 1 else log_prob
 
@@ -131,12 +136,17 @@ class Learned(Base):
         return found.batch_shape + found.event_shape
 
 
-def base_of(given: Any) -> Base:
-    """What a user gave for one stream.
+def bases_of(given: Any) -> list[Base]:
+    """What a user gave, for one stream or a sequence for several.
 
     Raises:
-        TypeError: If it is neither a distribution nor a module.
+        TypeError: If there is anything but distributions and modules.
     """
+    several = isinstance(given, Sequence) and len(given) > 0
+    return list(map(_base_of, given)) if several else [_base_of(given)]
+
+
+def _base_of(given: Any) -> Base:
     if isinstance(given, nn.Module):
         return Learned(given)
     if isinstance(given, Distribution):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
@@ -47,23 +49,35 @@ class FlowDistribution(Distribution):
     @property
     @override
     def has_rsample(self) -> bool:  # type: ignore[override]
-        """Whether the base can be sampled with gradients."""
+        """As :meth:`Flow.has_rsample`."""
         return self.flow.has_rsample(self.context)
 
     @override
     def log_prob(self, value: Tensor) -> Tensor:
-        """The logarithm of the density, of shape ``value.shape`` without the event's."""
+        """The logarithm of the density.
+
+        Shape:
+            - Input: ``(*, *batch, *event)``, or what can be broadcast to it, as of all
+              distributions of torch: one value for each context, or one for all of them.
+            - Output: ``(*, *batch)``.
+        """
+        batch = self._batch_with(value)
+        single = self.batch_shape.numel() == 1
+        context = self.context if single else repeated(self.context, batch[:-1].numel())
+        value = value.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+        return self.flow.log_prob(value, context).reshape(batch)
+
+    def _batch_with(self, value: Tensor) -> Size:
+        """The shape of the densities of some values."""
         place = value.dim() - len(self.event_shape)
-        batch, own = value.shape[:place], self.batch_shape
-        fits = own in (Size(), Size([1]), batch[-1:])
-        if not fits or value.shape[place:] != self.event_shape:
-            sizes = ", ".join(map(str, (*own, *self.event_shape)))
-            raise ValueError(
-                f"FlowDistribution takes values of shape (*, {sizes}), got {describe(value)}."
-            )
-        context = self.context if own.numel() == 1 else repeated(self.context, batch[:-1].numel())
-        log_prob = self.flow.log_prob(value.reshape(-1, *self.event_shape), context)
-        return log_prob.reshape(batch)
+        if value.shape[place:] == self.event_shape:
+            with suppress(RuntimeError):
+                batch = torch.broadcast_shapes(value.shape[:place], self.batch_shape)  # type: ignore[no-untyped-call]
+                return Size(batch)
+        sizes = ", ".join(map(str, (*self.batch_shape, *self.event_shape)))
+        raise ValueError(
+            f"FlowDistribution takes values of shape (*, {sizes}), got {describe(value)}."
+        )
 
     @override
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:

@@ -15,7 +15,7 @@ from .._support.checks import describe, is_state
 from ..layers.masked import Masked
 from ..module import InvertibleModule
 from ..state import Context, State, map_streams, streams_of
-from .base import Base, StandardNormal, base_of
+from .base import Base, StandardNormal, bases_of
 from .contexts import count_examples, for_examples, repeated
 from .distribution import FlowDistribution
 from .shapes import Shapes, describe_shapes, shapes_of, shapes_through
@@ -83,9 +83,8 @@ class Flow(nn.Module):
                 "Flow takes a base of its own with Masked in the layer: standard normals would "
                 "count the padding as latents. See the guide on padded sequences."
             )
-        given = base if isinstance(base, Sequence) else [base]
         self.bases = nn.ModuleList(
-            [StandardNormal(_like(layer))] if base is None else map(base_of, given)
+            [StandardNormal(_like(layer))] if base is None else bases_of(base)
         )
         self._event_shapes = None if event_shape is None else shapes_of(event_shape)
         self._latent_shapes: Shapes | None = None
@@ -162,18 +161,18 @@ class Flow(nn.Module):
         Args:
             shape: How many, for each example of the context.
             context: What they are conditioned on, :math:`B` examples.
-            temperature: What the deviation of the base is multiplied by, at least 0; other than 1
-                for normal distributions only.
+            temperature: What the deviation of the base is multiplied by, at least 0 and finite;
+                other than 1 for normal distributions only.
 
         Shape:
             - Output: ``(*shape, *event)``, or ``(*shape, B, *event)`` given a context of examples.
 
         Raises:
             TypeError: If the base is not normal, and the temperature not 1.
-            ValueError: If the temperature is negative, or ``event_shape`` is needed.
+            ValueError: If the temperature is negative or not finite, or ``event_shape`` is needed.
         """
-        if not temperature >= 0:
-            raise ValueError(f"Flow takes a temperature of at least 0, got {temperature}.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"Flow takes a finite temperature, at least 0, got {temperature}.")
         batch, context = self._for_samples(shape, context)
         z = self._draw(batch.numel(), context, temperature)
         return self._as_drawn(self._run(self.layer.inverse, z, context), batch)
@@ -201,8 +200,11 @@ class Flow(nn.Module):
         return self._as_drawn(x, batch), log_prob.reshape(batch)
 
     def has_rsample(self, context: Context = None) -> bool:
-        """Whether the base can be sampled with gradients."""
-        return all(base.distribution(Size(), context).has_rsample for base in self._bases)
+        """Whether the base can be sampled with gradients, and no layer adds a likelihood term."""
+        return self.layer.bijective and all(
+            base.distribution(Size(), context if base.conditional else None).has_rsample
+            for base in self._bases
+        )
 
     @property
     def _bases(self) -> list[Base]:

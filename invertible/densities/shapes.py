@@ -57,4 +57,7 @@ def shapes_through(
             found = run(state, context) if layer.conditional else run(state)
     except NEED_VALUES:
         return None
+    except Exception as error:
+        error.add_note(f"While the shape {describe_shapes(shapes)} was followed through a flow.")
+        raise
     return tuple(x.shape[1:] for x in streams_of(found))

@@ -32,7 +32,8 @@ class FromTransform(InvertibleModule):
     Raises:
         TypeError: If ``transform`` is none; when called on anything but a tensor.
         ValueError: If it is not bijective, or made of tensors that require grad; when called, if
-            values are outside of its domain, or of its codomain when inverted.
+            values are outside of its domain, or of its codomain when inverted, or would be
+            broadcast to the transform's tensors.
 
     Example:
         >>> layer = FromTransform(torch.distributions.ExpTransform())
@@ -86,11 +87,24 @@ class FromTransform(InvertibleModule):
         transform = self.transform
         domain = transform.codomain if inverse else transform.domain
         x = expect_tensor(self, x, min_dim=1 + domain.event_dim, inverse=inverse)
+        self._require_shape(x, inverse)
         if not torch.compiler.is_compiling() and has_values(x):
             self._require_within(x, domain, inverse)
         run: Any = transform.inv if inverse else transform
         y: Tensor = run(x)
         return y
+
+    def _require_shape(self, x: Tensor, inverse: bool) -> None:
+        """Tells a shape that torch would broadcast, which no inverse undoes."""
+        transform: Any = self.transform
+        there, back = transform.forward_shape, transform.inverse_shape
+        if inverse:
+            there, back = back, there
+        if back(there(x.shape)) != x.shape:
+            raise ValueError(
+                f"{name_of(self, inverse)} got {describe(x)}, which does not fit {transform!r}: it "
+                f"would be broadcast to {tuple(there(x.shape))}."
+            )
 
     def _require_within(self, x: Tensor, domain: constraints.Constraint, inverse: bool) -> None:
         inside: Tensor = domain.check(x.detach())  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import (
     Categorical,
+    ContinuousBernoulli,
     Distribution,
     Exponential,
     Independent,
@@ -18,10 +19,12 @@ from torch.distributions import (
     Normal,
     Uniform,
 )
+from toys import memory_of
 
 from invertible import (
     ActNorm,
     AffineCoupling,
+    Augment,
     Elementwise,
     FactorOut,
     Flow,
@@ -143,6 +146,14 @@ def test_samples_are_seeded_by_torch():
     assert torch.equal(*found)
 
 
+def test_half_precision_is_not_lost_in_the_sum():
+    x = torch.randn(6, 512).bfloat16()
+    found, expected = Flow(Identity()).bfloat16().log_prob(x), Flow(Identity()).log_prob(x.float())
+    torch.testing.assert_close(found, expected)
+    base = Independent(Normal(torch.zeros(512), torch.ones(512)), 1)
+    torch.testing.assert_close(Flow(Identity(), base).bfloat16().log_prob(x), expected)
+
+
 # --- training, in both directions
 
 
@@ -160,6 +171,24 @@ def test_it_trains_as_with_stored_activations(way):
         return [p.grad for p in flow.parameters()]
 
     torch.testing.assert_close(gradients(True), gradients(False))
+
+
+@pytest.mark.parametrize("way", ["likelihood", "reverse", "rsample"])
+def test_memory_is_flat_in_depth(way):
+    def held(depth, checkpoint):
+        flow, x = Flow(couplings(depth=depth, checkpoint=checkpoint), event_shape=(4,)), data
+        run = {
+            "likelihood": lambda: flow.log_prob(x),
+            "reverse": lambda: flow.rsample_and_log_prob((len(x),)),
+            "rsample": lambda: flow().rsample((len(x),)),
+        }[way]
+        run()  # finds the shapes
+        return memory_of(run).held / x.nbytes
+
+    torch.manual_seed(0)
+    data = torch.randn(4096, 4)
+    assert held(16, True) < held(2, True) + 1
+    assert held(16, False) > 5 * held(2, False)
 
 
 def test_reverse_kl_finds_a_shifted_normal():
@@ -190,6 +219,24 @@ def test_a_distribution_moves_with_the_flow_and_is_saved():
     for twin in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
         torch.testing.assert_close(twin.log_prob(x.double()), flow.log_prob(x.double()))
     assert flow.to("meta").sample((3,)).device.type == "meta"
+
+
+def test_a_distribution_that_was_given_is_no_part_of_the_flow():
+    given = Normal(torch.zeros(3), 1.0)  # whose scale torch expands
+    first, second = Flow(Identity(), given), Flow(Identity(), given)
+    shifted = {name: value + 1 for name, value in first.state_dict().items()}
+    first.load_state_dict(shifted)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(first.log_prob(x), Normal(1.0, 2.0).log_prob(x).sum(1))
+    torch.testing.assert_close(second.log_prob(x), given.log_prob(x).sum(1))
+
+
+def test_what_a_base_derived_from_its_tensors_follows_them():
+    few, many = ContinuousBernoulli(torch.full((3,), 0.2)), ContinuousBernoulli(torch.tensor(0.7))
+    flow, x = Flow(Identity(), few), torch.rand(4, 3)
+    torch.testing.assert_close(flow.log_prob(x), few.log_prob(x).sum(1))
+    flow.load_state_dict({name: torch.full((3,), 0.7) for name in flow.state_dict()})
+    torch.testing.assert_close(flow.log_prob(x), many.log_prob(x).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -380,6 +427,19 @@ def test_given_a_context_it_has_its_batch():
         found.log_prob(torch.randn(2, 4))
 
 
+def test_values_are_broadcast_with_contexts():
+    flow, contexts = conditional(), torch.randn(3, 3)
+    found, x = flow(contexts), torch.randn(5, 1, 4)
+    expected = flow.log_prob(x.expand(5, 3, 4).reshape(15, 4), contexts.repeat(5, 1))
+    torch.testing.assert_close(found.log_prob(x), expected.reshape(5, 3))
+    torch.testing.assert_close(found.log_prob(x[0, 0]), expected[:3])
+    assert flow(contexts[:1]).log_prob(x[0, 0]).shape == (1,)
+    mixture = MixtureSameFamily(Categorical(torch.ones(3)), found)
+    torch.testing.assert_close(
+        mixture.log_prob(x[:, 0]), expected.reshape(5, 3).logsumexp(1) - math.log(3)
+    )
+
+
 def test_the_event_is_found_from_the_base():
     assert Flow(couplings(), Normal(torch.zeros(4), 1.0))().event_shape == (4,)
     with pytest.raises(ValueError, match="called for a distribution if it knows the shape"):
@@ -412,8 +472,10 @@ def test_no_temperature_of_what_is_not_normal():
     flow = Flow(Identity(), Laplace(torch.zeros(3), 1.0))
     with pytest.raises(TypeError, match="for normal distributions, and Flow's base is of Laplace"):
         flow.sample(temperature=0.5)
-    with pytest.raises(ValueError, match="a temperature of at least 0, got -1"):
+    with pytest.raises(ValueError, match="a finite temperature, at least 0, got -1"):
         flow.sample(temperature=-1)
+    with pytest.raises(ValueError, match="a finite temperature, at least 0, got inf"):
+        flow.sample(temperature=math.inf)
 
 
 # --- errors
@@ -424,6 +486,7 @@ def test_no_temperature_of_what_is_not_normal():
     [
         (3, TypeError, "Flow takes as base a torch.distributions.Distribution, .* got an int"),
         ([Normal(0.0, 1.0), "x"], TypeError, "Flow takes as base .* got a str"),
+        ([], TypeError, "Flow takes as base .* got a list of 0"),
         (Normal, TypeError, "the class Normal, not an instance"),
         (Normal(nn.Parameter(torch.zeros(4)), 1.0), ValueError, "tensors that require grad"),
         (Flow(Identity(), event_shape=(4,))(), ValueError, "with a module in it"),
@@ -500,6 +563,13 @@ def test_a_base_without_gradients_says_so():
     with pytest.raises(NotImplementedError, match="MixtureSameFamily, can't be sampled"):
         flow.rsample_and_log_prob()
     assert Flow(Identity(), Exponential(torch.ones(2)))().has_rsample
+    assert not Flow(Augment(channels=2), event_shape=(4,))().has_rsample
+
+
+def test_an_event_shape_that_does_not_fit_is_named():
+    with pytest.raises(RuntimeError) as caught:
+        Flow(couplings(), event_shape=(6,)).sample()
+    assert "While the shape (6,) was followed through a flow." in caught.value.__notes__
 
 
 # --- numerics

@@ -10,6 +10,7 @@ from torch.distributions import (
     AffineTransform,
     ComposeTransform,
     ExpTransform,
+    Independent,
     IndependentTransform,
     LowerCholeskyTransform,
     Normal,
@@ -23,6 +24,7 @@ from invertible import (
     ActNorm,
     AffineCoupling,
     AsTransform,
+    Flatten,
     Flow,
     FromTransform,
     InjectivePad,
@@ -30,6 +32,7 @@ from invertible import (
     InvertibleSequential,
     Merge,
     PixelUnshuffle,
+    Scale,
     Split,
     Swap,
 )
@@ -108,6 +111,17 @@ def test_shapes_go_through():
     assert transform(torch.randn(2, 7, 3, 8, 8)).shape == (2, 7, 12, 4, 4)
     with pytest.raises(ValueError, match=r"events of 3 dimensions, got a shape of \(8, 8\)"):
         transform(torch.randn(8, 8))
+
+
+def test_an_event_may_get_another_number_of_dimensions():
+    layer = InvertibleSequential(Flatten((3, 2, 2)), Scale(12)).double()
+    base = Independent(normal(12), 1)
+    transform = AsTransform(layer, event_dim=3, codomain_event_dim=1)
+    assert (transform.domain.event_dim, transform.codomain.event_dim) == (3, 1)
+    found = TransformedDistribution(base, transform.with_cache().inv)
+    assert found.event_shape == (3, 2, 2)
+    x = found.sample((5, 6))
+    torch.testing.assert_close(found.log_prob(x), Flow(layer, base)().log_prob(x))
 
 
 def test_it_trains_flat_in_memory():
@@ -246,6 +260,19 @@ def test_values_outside_of_the_domain_are_errors():
         layer.inverse(torch.tensor([[1.0, -1.0]]))
     with pytest.raises(ValueError, match="the domain of"):
         FromTransform(ExpTransform().inv)(torch.zeros(1, 2))
+
+
+def test_a_layer_of_several_streams_is_no_transform():
+    with pytest.raises(TypeError, match=r"Split returned a tuple of 2 .* put Merge behind"):
+        AsTransform(Split(), 1)(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_shape_that_torch_would_broadcast_is_an_error(inverse):
+    layer = FromTransform(AffineTransform(torch.zeros(3, 5), 1.0))
+    for x in (torch.randn(3, 1), torch.randn(1, 5)):
+        with pytest.raises(ValueError, match=r"does not fit .* would be broadcast to \(3, 5\)"):
+            layer.inverse(x) if inverse else layer(x)
 
 
 @pytest.mark.parametrize("transform", [StickBreakingTransform(), LowerCholeskyTransform()])
