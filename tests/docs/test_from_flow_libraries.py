@@ -14,12 +14,15 @@ from invertible import (
     FactorOut,
     Flow,
     FromTransform,
+    Identity,
     Inverse,
+    InvertibleLinear,
     InvertibleSequential,
     Logit,
     Merge,
     Permute,
     PixelUnshuffle,
+    ReversibleBlock,
     Sigmoid,
     Split,
     Swap,
@@ -72,6 +75,30 @@ def test_a_flow_of_nflows(nflows):
     assert ours.sample((3,)).shape == theirs.sample(3).shape
 
 
+def test_contexts_of_nflows(nflows):
+    flows = pytest.importorskip("nflows.flows")
+    normal = pytest.importorskip("nflows.distributions.normal")
+    torch.manual_seed(0)
+    embed, encode = nn.Linear(5, 3), nn.Linear(3, 8)
+
+    class Given(nn.Module):
+        def forward(self, context):
+            loc, log_scale = encode(context).chunk(2, 1)
+            return Normal(loc, log_scale.exp())
+
+    theirs = flows.Flow(
+        nflows.IdentityTransform(), normal.ConditionalDiagonalNormal([4], encode), embed
+    )
+    ours, x, context = Flow(Identity(), Given(), event_shape=(4,)), vectors(), torch.randn(5, 5)
+    expected = theirs.log_prob(x, context=context)
+    torch.testing.assert_close(ours.log_prob(x, embed(context)), expected)
+    assert theirs.sample(3, context=context).shape == (5, 3, 4)
+    assert ours.sample((3,), embed(context)).shape == (3, 5, 4)
+    samples, log_prob = theirs.sample_and_log_prob(3, context=context)
+    found = ours(embed(context)).log_prob(samples.transpose(0, 1))
+    torch.testing.assert_close(found.T, log_prob)
+
+
 def test_the_affine_coupling_of_nflows_adds_a_thousandth(nflows):
     net, x = Net(2, 4), vectors()
     theirs, _ = coupled(nflows, "AffineCouplingTransform", net)(x)
@@ -89,6 +116,21 @@ def test_act_norm_of_nflows_has_another_shift(nflows):
         ours.shift.copy_(theirs.shift / theirs.log_scale.exp())
     expected = theirs(vectors())
     torch.testing.assert_close(ours.forward_and_log_det(vectors()), expected)
+
+
+def test_the_linear_layer_of_nflows_has_another_diagonal_and_a_bias(nflows):
+    theirs, ours = nflows.LULinear(4, identity_init=False), InvertibleLinear(4)
+    lower, upper = theirs._create_lower_upper()
+    ours.load_state_dict(
+        {
+            "permutation": torch.arange(4),
+            "sign": torch.ones(4),
+            "lower": lower.tril(-1),
+            "upper": upper.triu(1),
+            "raw_diagonal": (theirs.upper_diag.log() / 7).atanh(),
+        }
+    )
+    torch.testing.assert_close(ours.forward_and_log_det(vectors()), theirs(vectors()))
 
 
 def test_the_sigmoid_logit_and_tanh_of_nflows(nflows):
@@ -155,6 +197,15 @@ def test_a_permutation_of_zuko(zuko):
     torch.testing.assert_close(Permute(order.tolist())(vectors()), theirs(vectors()))
 
 
+def test_a_rotation_of_zuko(zuko):
+    theirs, ours = zuko.transforms.RotationTransform(torch.randn(4, 4)), FromTransform
+    layer = InvertibleLinear(4, "orthogonal")
+    x = vectors()
+    for rotation, y in ((theirs.R, ours(theirs)(x)), (layer.matrix(), layer(x))):
+        torch.testing.assert_close(y, x @ rotation.T)
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(4))
+
+
 # --- normflows
 
 
@@ -181,6 +232,18 @@ def test_a_flow_of_normflows_leads_the_other_way(normflows):
     assert ours.sample((3,)).shape == theirs.sample(3)[0].shape
 
 
+def test_the_reverse_divergence_of_normflows(normflows):
+    torch.manual_seed(0)
+    base = normflows.distributions.DiagGaussian(2, trainable=False)
+    target = normflows.distributions.DiagGaussian(2)
+    nn.init.constant_(target.loc, 1.0)
+    theirs = normflows.NormalizingFlow(base, [], p=target)
+    x, q = Flow(Identity(), event_shape=(2,)).rsample_and_log_prob((20_000,))
+    found = (q - target.log_prob(x)).mean()
+    torch.testing.assert_close(found, theirs.reverse_kld(20_000), rtol=0.05, atol=0)
+    torch.testing.assert_close(found, torch.tensor(1.0), rtol=0.05, atol=0)
+
+
 def test_squeezing_of_normflows_runs_backward(normflows):
     theirs = normflows.flows.Squeeze()
     torch.testing.assert_close(
@@ -201,7 +264,8 @@ def test_the_loss_of_freia_is_the_density_but_for_a_constant():
     modules = pytest.importorskip("FrEIA.modules")
     network = framework.SequenceINN(4)
     network.append(modules.NICECouplingBlock, subnet_constructor=nn.Linear)
-    x = vectors()
+    block, x = network[0], vectors()
+    ours = Flow(InvertibleSequential(Split(), ReversibleBlock(block.F, block.G), Merge()))
     z, log_det = network(x)
-    expected = (z**2).sum(1) / 2 - log_det + 2 * math.log(2 * math.pi)
-    torch.testing.assert_close(expected, -Normal(0.0, 1.0).log_prob(z).sum(1) - log_det)
+    loss = (z**2).sum(1) / 2 - log_det
+    torch.testing.assert_close(loss + 2 * math.log(2 * math.pi), -ours.log_prob(x))
