@@ -103,6 +103,47 @@ def test_the_switch_of_transformers_has_activations_rebuilt():
     assert model.stack.layers.checkpoint is False
 
 
+def test_pretrained_blocks_become_reversible_near_what_they_were():
+    script = runpy.run_path(str(SCRIPTS / "from_pretrained.py"))
+    torch.manual_seed(0)
+    blocks = [
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True, norm_first=True)
+        for _ in range(4)
+    ]
+    mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    x = expected = torch.randn(3, 6, 8)
+    for block in blocks:
+        expected = block(expected, src_mask=mask)
+    gradients = []
+    for checkpoint in (False, True):
+        near = script["WithMomentum"](blocks, gamma=0.003, checkpoint=checkpoint)
+        y1 = near(x, src_mask=mask)
+        torch.testing.assert_close(y1, expected, rtol=0, atol=1e-2)
+        y2 = script["Midpoint"](blocks, checkpoint=checkpoint)(x, src_mask=mask)
+        assert (y2 - expected).norm() < 0.5 * (expected - x).norm()
+        loss = y1.sin().sum() + y2.sin().sum()
+        gradients.append(torch.autograd.grad(loss, list(near.parameters())))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@others
+def test_a_pretrained_gpt2_becomes_reversible_near_what_it_was():
+    pytest.importorskip("transformers")
+    script = runpy.run_path(str(SCRIPTS / "from_pretrained.py"))
+    text = bytes(range(256)) * 4
+    model = script["pretrained"](layers=4, width=16, steps=5, text=text)
+    tokens = next(iter(script["batches"](text, seed=1)))
+    reversible = script["make_reversible"](model, script["WithMomentum"], gamma=0.003)
+    with torch.no_grad():
+        found, expected = reversible(tokens).logits, model(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+    memory = script["measure_memory"](script["Logits"](reversible), tokens)
+    assert memory.as_set.held < memory.stored.held / 2
+    before = script["evaluate"](reversible, text, count=1)
+    script["train"](reversible, text, steps=5, lr=1e-3)
+    assert script["evaluate"](reversible, text, count=1) < before
+
+
 def residual() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
 
