@@ -185,7 +185,7 @@ def of_linears(quantum=None, **options):
     layers = (
         layer for _ in range(2) for layer in (AdditiveCoupling(mlp(), quantum=quantum), Swap())
     )
-    return InvertibleSequential(*first, Split(), *layers, Merge(), **options).double()
+    return InvertibleSequential(*first, Split(dim=1), *layers, Merge(dim=1), **options).double()
 
 
 def mlp():
