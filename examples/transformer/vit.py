@@ -44,16 +44,16 @@ class Config:
     # CIFAR-10 has on the Hugging Face hub; by default scikit-learn's handwritten digits
     data: Path | None = None
     compare: bool = False  # Train the ordinary transformer of the same size as well
-    steps: int = 600  # Of training
+    steps: int = 1500  # Of training
     layers: int = 6
     width: int = 64  # Features of a patch
     heads: int = 4  # Of attention
     patch: int = 2  # Pixels along a side
     batch_size: int = 64  # Images in a step, over all processes
-    lr: float = 2e-3  # Learning rate: rises for --warmup steps, then falls to a tenth
-    warmup: int = 60
+    lr: float = 4e-3  # Learning rate: rises for --warmup steps, then falls to a tenth
+    warmup: int = 100
     weight_decay: float = 0.05
-    dropout: float = 0.1
+    dropout: float = 0.0
     shift: int = 1  # Training images move by up to so many pixels
     flip: bool = False  # Mirror every other training image
     checkpoint: bool = True  # Rebuild activations in the backward pass instead of storing them
