@@ -210,7 +210,7 @@ NETWORKS = {
         *(pictures, 3),
     ),
     "tokens": (
-        lambda: [InjectivePad(5), Split(), *couplings(4, lambda: tokens(8))],
+        lambda: [InjectivePad(5), Split(dim=1), *couplings(4, lambda: tokens(8))],
         *(lambda: torch.randn(6, 5, 8, dtype=torch.float64), 3),
     ),
     "features of tokens": (
