@@ -49,10 +49,10 @@ class Config:
     """One measurement; every field is also a flag."""
 
     depths: tuple[int, ...] = (6, 12, 24, 48)  # blocks of attention and feed-forward network
-    lengths: tuple[int, ...] = (128, 256, 512, 1024)  # tokens, at the least depth
-    width: int = 256  # features of one stream
+    lengths: tuple[int, ...] = (128, 512, 1024)  # tokens, at the least depth
+    width: int = 128  # features of one stream
     batch: int = 4
-    seconds: float = 10  # of timing, for each size
+    seconds: float = 5  # of timing, for each size
     losses: int = 200  # steps over which exact training is compared; 0 for none
     clock: Literal["wall", "cpu"] = "wall"  # "cpu" leaves out what other processes take
     threads: int = 1
