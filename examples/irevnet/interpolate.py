@@ -196,9 +196,9 @@ def draw(lines: Sequence[Line], normalise: Normalise) -> Figure:
     for part, line in zip(parts, lines, strict=True):
         rows = {"decoded": line.decoded, "pixel space": line.straight}
         draw_rows(part, {title: normalise.undo(images) for title, images in rows.items()})
-        part.axes[0].set_title("decoded, t = 0", loc="left", fontsize=8)
+        part.axes[0].set_title("decoded", loc="left", fontsize=14)
         for place, t in zip(part.axes[1:], line.t[1:], strict=False):
-            place.set_title(f"t = {t:.2f}", fontsize=8)
+            place.set_title(f"t = {t:.2g}", fontsize=14)
     return figure
 
 

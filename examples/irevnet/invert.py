@@ -140,7 +140,7 @@ def draw(results: Mapping[str, Mapping[str, Decoded]]) -> Figure:
 
 
 def _draw_worst(figure: Any, found: Mapping[str, Decoded]) -> None:
-    figure.suptitle("largest relative errors", fontsize=10)
+    figure.suptitle("largest relative errors", fontsize=14)
     axes = figure.subplots(3, len(found), squeeze=False)
     for column, (mode, decoded) in zip(axes.T, found.items(), strict=True):
         original, image = decoded.worst
@@ -154,7 +154,7 @@ def _draw_worst(figure: Any, found: Mapping[str, Decoded]) -> None:
         for place, title, shown in zip(
             column, titles, (original, image, difference / (largest or 1)), strict=True
         ):
-            place.set_title(title, fontsize=9)
+            place.set_title(title, fontsize=13)
             show(place, shown)
 
 

@@ -119,7 +119,7 @@ def draw_rows(figure: Any, rows: Mapping[str, Tensor]) -> None:
     columns = max(map(len, rows.values()))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, (title, images) in zip(axes, rows.items(), strict=True):
-        row[0].set_title(title, loc="left", fontsize=10)
+        row[0].set_title(title, loc="left", fontsize=14)
         for place in row:
             place.set_axis_off()
         for place, image in zip(row, images, strict=False):
