@@ -1,6 +1,6 @@
 r"""A training step of reversible transformers, against storing, checkpointing and the peers.
 
-    python benchmarks/transformers.py --clock cpu
+    python benchmarks/reversible_transformers.py --clock cpu
 
 Blocks of attention and a feed-forward network, at several depths and lengths of the sequence.
 All sides run the same sub-networks, and in turn in one process: storing activations,

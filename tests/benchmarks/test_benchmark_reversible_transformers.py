@@ -2,17 +2,12 @@
 
 import json
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-# By its path, since a well-known package has the same name.
-spec = spec_from_file_location("benchmark_transformers", BENCHMARKS / "transformers.py")
-benchmark = sys.modules["benchmark_transformers"] = module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import reversible_transformers as benchmark
 
 
 @pytest.fixture(scope="module")
