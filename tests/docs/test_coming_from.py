@@ -44,7 +44,7 @@ def test_split_dim_of_memcnn_is_that_of_split_and_merge():
     f, g, x = residual(3), residual(3), torch.randn(2, 4, 6)
     theirs = memcnn.AdditiveCoupling(f, g, split_dim=2)
     torch.testing.assert_close(ours(f, g, dim=2)(x), theirs(x))
-    assert InvertibleSequential(Split(dim=2), Merge())(x).shape == (2, 8, 3)
+    assert InvertibleSequential(Split(dim=2), Merge(dim=1))(x).shape == (2, 8, 3)
     with pytest.raises(ValueError, match="dim"):
         Split(dim=0)
 
