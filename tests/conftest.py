@@ -8,7 +8,7 @@ from hypothesis import settings
 
 # No deadline: the first call of an operation takes long.
 settings.register_profile("dev", deadline=None, max_examples=25)
-settings.register_profile("ci", settings.get_profile("dev"), derandomize=True)
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 # The tensors are small: a second thread would only wait for the first.

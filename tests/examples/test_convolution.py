@@ -44,9 +44,12 @@ def test_only_pointwise_convolutions_with_a_stride_are_computed_otherwise():
 
 # In a process of its own, for a wrong kernel may end it or never end.
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("instructions", INSTRUCTIONS, ids=["native", "avx2"])
-def test_gradients_are_those_of_contiguous_images_for_all_networks(threads, instructions):
+@pytest.mark.parametrize(
+    ("instructions", "threads"),
+    list(zip(INSTRUCTIONS, (1, 2), strict=True)),
+    ids=["native", "avx2"],
+)
+def test_gradients_are_those_of_contiguous_images_for_all_networks(instructions, threads):
     child = subprocess.run(
         [sys.executable, CHILD, str(threads)],
         env=os.environ | instructions | {"PYTHONPATH": os.pathsep.join(sys.path)},
