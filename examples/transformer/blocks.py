@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,10 +99,16 @@ def transformer(
     return Reversible(parts, checkpoint) if reversible else Ordinary(parts)
 
 
-def held(network: nn.Module, x: Tensor) -> tuple[float, float]:
-    """MiB between forward and backward: if all is stored, and as the network is set."""
-    found = measure_memory(network, x)
-    return found.stored.held / 2**20, found.as_set.held / 2**20
+def memory_by_depth(
+    make: Callable[[int], nn.Module], depths: Sequence[int], x: Tensor
+) -> dict[str, list[float]]:
+    """MiB held between forward and backward, stored and rebuilt, of networks of some depths."""
+    found = [measure_memory(make(depth), x) for depth in depths]
+    return {
+        "layers": list(depths),
+        "stored": [memory.stored.held / 2**20 for memory in found],
+        "rebuilt": [memory.as_set.held / 2**20 for memory in found],
+    }
 
 
 def optimizer_for(network: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -22,12 +22,11 @@ from typing import Any
 
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks import held, optimizer_for, transformer
-from running import Run, processes, require_new, smooth, write_record
+from blocks import memory_by_depth, optimizer_for, transformer
+from running import Run, draw, processes, require_new, write_record
 
 BYTES = 256
 DEPTHS = 2, 6, 12, 24, 48  # of which memory is measured
@@ -134,33 +133,6 @@ def test_loss(network: GPT, data: Tensor, config: Config, device: torch.device) 
     return torch.stack(losses).mean().item()
 
 
-def memory_by_depth(config: Config) -> dict[str, list[float]]:
-    """MiB held between forward and backward by depth, ordinary and rebuilt, for the whole batch."""
-    text = torch.zeros(config.batch_size, config.length + 1, dtype=torch.long)
-    found = [held(GPT(replace(config, layers=depth, checkpoint=True)), text) for depth in DEPTHS]
-    return {
-        "layers": list(DEPTHS),
-        "stored": [stored for stored, _ in found],
-        "rebuilt": [rebuilt for _, rebuilt in found],
-    }
-
-
-def draw(config: Config, losses: dict[str, list[float]], memory: dict[str, list[float]]) -> None:
-    """Loss curves, and memory against depth."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, values in losses.items():
-        left.plot(smooth(values), label=name)
-    left.set(xlabel="step", ylabel="loss, nats a byte", title="training")
-    left.legend()
-    for way, style in (("stored", "o--"), ("rebuilt", "o-")):
-        right.plot(memory["layers"], memory[way], style, label=f"activations {way}")
-    right.set(xlabel="layers", ylabel="MiB", title="held between forward and backward")
-    right.set_ylim(bottom=0)
-    right.legend()
-    figure.savefig(config.out / "gpt.png", dpi=150)
-
-
 def train(config: Config, name: str, data: tuple[Tensor, Tensor], where: Any) -> dict[str, Any]:
     """Trains one of the two networks; returns what was found."""
     device, rank, ranks = where
@@ -201,8 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{len(data[0]):,} bytes to learn, {len(data[1]):,} to test.", flush=True)
         found = {name: train(config, name, data, where) for name in names}
         if rank == 0:
-            memory = memory_by_depth(config)
-            draw(config, {name: result["losses"] for name, result in found.items()}, memory)
+            text = torch.zeros(config.batch_size, config.length + 1, dtype=torch.long)
+            memory = memory_by_depth(
+                lambda depth: GPT(replace(config, layers=depth, checkpoint=True)), DEPTHS, text
+            )
+            curves = {name: result["losses"] for name, result in found.items()}
+            draw(config.out / "gpt.png", curves, memory, "nats a byte")
             write_record(config, **found, memory=memory)
             print(f"Pictures and numbers are in {config.out}.")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -147,6 +148,24 @@ def write_record(config: Any, **found: Any) -> None:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
     }
     (config.out / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def draw(
+    path: Path, losses: dict[str, list[float]], memory: dict[str, list[float]], unit: str
+) -> None:
+    """Loss curves, and memory against depth."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, values in losses.items():
+        left.plot(smooth(values), label=name)
+    left.set(xlabel="step", ylabel=f"loss, {unit}", title="training")
+    left.legend()
+    for way, style in (("stored", "o--"), ("rebuilt", "o-")):
+        right.plot(memory["layers"], memory[way], style, label=f"activations {way}")
+    right.set(xlabel="layers", ylabel="MiB", title="held between forward and backward")
+    right.set_ylim(bottom=0)
+    right.legend()
+    figure.savefig(path, dpi=150)
 
 
 def smooth(losses: list[float], window: int = 20) -> list[float]:

@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blocks import held, optimizer_for, transformer
-from running import Run, processes, require_new, smooth, write_record
+from blocks import memory_by_depth, optimizer_for, transformer
+from running import Run, draw, processes, require_new, write_record
 
 DEPTHS = 2, 6, 12, 24, 48  # of which memory is measured
 Images = tuple[Tensor, Tensor]  # (N, C, H, W) between 0 and 1, and labels (N,)
@@ -148,37 +147,6 @@ def accuracy(network: ViT, images: Images, device: torch.device) -> float:
     return (torch.cat(found) == y).float().mean().item()
 
 
-def memory_by_depth(config: Config, shape: torch.Size, classes: int) -> dict[str, list[float]]:
-    """MiB held between forward and backward by depth, ordinary and rebuilt, for the whole batch."""
-    x = torch.zeros(config.batch_size, *shape)
-    networks = [
-        ViT(replace(config, layers=depth, checkpoint=True), shape, classes, reversible=True)
-        for depth in DEPTHS
-    ]
-    found = [held(network, x) for network in networks]
-    return {
-        "layers": list(DEPTHS),
-        "stored": [stored for stored, _ in found],
-        "rebuilt": [rebuilt for _, rebuilt in found],
-    }
-
-
-def draw(config: Config, losses: dict[str, list[float]], memory: dict[str, list[float]]) -> None:
-    """Loss curves, and memory against depth."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, values in losses.items():
-        left.plot(smooth(values), label=name)
-    left.set(xlabel="step", ylabel="loss, nats", title="training")
-    left.legend()
-    for way, style in (("stored", "o--"), ("rebuilt", "o-")):
-        right.plot(memory["layers"], memory[way], style, label=f"activations {way}")
-    right.set(xlabel="layers", ylabel="MiB", title="held between forward and backward")
-    right.set_ylim(bottom=0)
-    right.legend()
-    figure.savefig(config.out / "vit.png", dpi=150)
-
-
 def train(config: Config, name: str, images: tuple[Images, Images], where: Any) -> dict[str, Any]:
     """Trains one of the two networks; returns what was found."""
     device, rank, ranks = where
@@ -220,8 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{len(x):,} images to learn, {len(test[0]):,} to test.", flush=True)
         found = {name: train(config, name, images, where) for name in names}
         if rank == 0:
-            memory = memory_by_depth(config, x.shape[1:], int(y.max()) + 1)
-            draw(config, {name: result["losses"] for name, result in found.items()}, memory)
+            shape, classes = x.shape[1:], int(y.max()) + 1
+            memory = memory_by_depth(
+                lambda depth: ViT(
+                    replace(config, layers=depth, checkpoint=True), shape, classes, reversible=True
+                ),
+                DEPTHS,
+                torch.zeros(config.batch_size, *shape),
+            )
+            curves = {name: result["losses"] for name, result in found.items()}
+            draw(config.out / "vit.png", curves, memory, "nats")
             write_record(config, **found, memory=memory)
             print(f"Picture and numbers are in {config.out}.")
 
