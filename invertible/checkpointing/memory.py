@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from .._support.checks import describe
@@ -112,7 +112,8 @@ def measure_memory(
 
     Raises:
         TypeError: If ``network`` is no module, or ``optimizer`` no optimizer.
-        ValueError: If the network has parameters that its first run will make.
+        ValueError: If the network has parameters that its first run will make, or the optimizer
+            others than the network's; if it is LBFGS.
 
     Example:
         >>> blocks = [ReversibleBlock(nn.Linear(64, 64), nn.Linear(64, 64)) for _ in range(4)]
@@ -124,6 +125,11 @@ def measure_memory(
         True
     """
     _check(network, optimizer)
+    with torch.inference_mode(False), torch.enable_grad():  # wherever one asks from
+        return _measure(network, x, optimizer, context)
+
+
+def _measure(network: nn.Module, x: State, optimizer: Optimizer | None, context: Context) -> Memory:
     fake = fake_mode()
     try:
         trial = _Trial(network, x, optimizer, context, fake.from_tensor)
@@ -142,6 +148,18 @@ def _check(network: nn.Module, optimizer: Optimizer | None) -> None:
         raise TypeError(
             f"measure_memory takes a torch.optim.Optimizer, made for the network's parameters, got "
             f"{describe(optimizer)}."
+        )
+    own = set(map(id, network.parameters()))
+    groups = optimizer.param_groups if optimizer else []
+    others = sum(id(p) not in own for group in groups for p in group["params"])
+    if others:
+        raise ValueError(
+            f"measure_memory takes an optimizer of the network's parameters, got {others} in "
+            f"{type(optimizer).__name__} that are not among them."
+        )
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "measure_memory can't count LBFGS, whose steps run the network themselves."
         )
     for name, parameter in network.named_parameters():
         if is_lazy(parameter):

@@ -50,7 +50,7 @@ def keep_matmuls(flops_per_value: float = 0) -> ContextFn:
         What to give to ``Rebuild(context_fn=...)``.
 
     Raises:
-        ValueError: If ``flops_per_value`` is negative or NaN.
+        ValueError: If ``flops_per_value`` is no number, negative or NaN.
 
     References:
         ``torch.utils.checkpoint.create_selective_checkpoint_contexts``, which this calls.
@@ -67,8 +67,8 @@ def keep_matmuls(flops_per_value: float = 0) -> ContextFn:
         >>> y1, y2 = network(torch.randn(1, 16, 8, 8))
         >>> (y1 * y2).sum().backward()
     """
-    if not flops_per_value >= 0:
-        raise ValueError(f"keep_matmuls takes 0 or more flops_per_value, got {flops_per_value}.")
+    if not (isinstance(flops_per_value, int | float) and flops_per_value >= 0):
+        raise ValueError(f"keep_matmuls takes 0 or more flops_per_value, got {flops_per_value!r}.")
     return partial(create_selective_checkpoint_contexts, partial(_policy, flops_per_value))
 
 

@@ -255,6 +255,23 @@ def test_what_is_no_module_and_no_optimizer_is_an_error():
         measure_memory(nn.Linear(4, 4), x, torch.optim.Adam)
 
 
+def test_optimizers_that_do_not_fit_are_errors():
+    x, network = torch.empty(2, 4), nn.Linear(4, 4)
+    with pytest.raises(ValueError, match="got 2 in Adam that are not among them"):
+        measure_memory(network, x, torch.optim.Adam(nn.Linear(4, 4).parameters()))
+    with pytest.raises(ValueError, match="can't count LBFGS"):
+        measure_memory(network, x, torch.optim.LBFGS(network.parameters()))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_training_is_measured_wherever_one_asks_from(around):
+    network, x = bottlenecks(), torch.empty(2, 3, 8, 8)
+    with around():
+        found = measure_memory(network, x)
+    assert found == measure_memory(network, x)
+    assert found.stored.held > found.as_set.held > 0
+
+
 def test_parameters_that_are_yet_to_be_made_are_an_error():
     with pytest.raises(ValueError, match="can't count weight, which the first run"):
         measure_memory(nn.LazyLinear(4), torch.empty(2, 4))

@@ -286,7 +286,7 @@ def test_a_function_that_returns_no_two_contexts_is_an_error(found):
         network(images())
 
 
-@pytest.mark.parametrize("flops", [-1, math.nan])
+@pytest.mark.parametrize("flops", [-1, math.nan, "3", None])
 def test_no_number_of_operations_is_an_error(flops):
     with pytest.raises(ValueError, match="takes 0 or more flops_per_value, got"):
         keep_matmuls(flops)
