@@ -16,6 +16,7 @@ network the other; both have the full width.
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +40,8 @@ class Config:
     """A vision transformer of reversible blocks."""
 
     out: Path = Path("runs/vit")  # Folder of record.json, the picture and checkpoints
-    # A folder of train*.parquet and test*.parquet, with columns image (of bytes) and label, as
-    # CIFAR-10 has on the Hugging Face hub; by default scikit-learn's handwritten digits
+    # CIFAR-10: the folder of its archive for Python, or one of train*.parquet and test*.parquet,
+    # with columns image or img (of bytes) and label; by default scikit-learn's handwritten digits
     data: Path | None = None
     compare: bool = False  # Train the ordinary transformer of the same size as well
     steps: int = 1500  # Of training
@@ -102,7 +103,19 @@ def read_images(folder: Path | None) -> tuple[Images, Images]:
         x, y = torch.tensor(digits.images).float()[:, None] / 16, torch.tensor(digits.target)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         return (x[order[360:]], y[order[360:]]), (x[order[:360]], y[order[:360]])
+    if (folder / "data_batch_1").exists():
+        return read_batches(folder, "data_batch_[1-5]"), read_batches(folder, "test_batch")
     return read_parquet(folder, "train"), read_parquet(folder, "test")
+
+
+def read_batches(folder: Path, names: str) -> Images:
+    """The images of some files of CIFAR-10's archive, which one has to trust: they are pickled."""
+    parts = [
+        pickle.loads(path.read_bytes(), encoding="bytes") for path in sorted(folder.glob(names))
+    ]
+    x = torch.from_numpy(np.concatenate([part[b"data"] for part in parts]))
+    y = torch.tensor([label for part in parts for label in part[b"labels"]])
+    return x.view(-1, 3, 32, 32), y
 
 
 def read_parquet(folder: Path, part: str) -> Images:
@@ -112,10 +125,13 @@ def read_parquet(folder: Path, part: str) -> Images:
 
     files = sorted(folder.glob(f"{part}*.parquet"))
     if not files:
-        raise SystemExit(f"error: there is no {part}*.parquet in {folder}.")
+        raise SystemExit(
+            f"error: {folder} has neither {part}*.parquet nor CIFAR-10's data_batch_1."
+        )
     rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
     decoded = [
-        np.array(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows
+        np.array(Image.open(io.BytesIO(row.get("image", row.get("img"))["bytes"])).convert("RGB"))
+        for row in rows
     ]
     x = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
     return x, torch.tensor([row["label"] for row in rows])

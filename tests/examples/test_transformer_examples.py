@@ -7,6 +7,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from archives import batch, write
 from PIL import Image
 from processes import free_port, run_two
 
@@ -188,8 +189,16 @@ def test_it_reads_a_folder_of_parquet(tmp_path):
     assert len(test[0]) == 4
     flags = ["--data", str(data), "--patch", "8", "--flip"]
     assert run("vit", tmp_path / "run", *flags, steps=2)["reversible"]["test_accuracy"] <= 1
-    with pytest.raises(SystemExit, match=r"there is no train\*.parquet"):
+    with pytest.raises(SystemExit, match=r"has neither train\*.parquet nor CIFAR-10"):
         vit.read_images(tmp_path)
+
+
+def test_it_reads_the_folder_of_cifar_10(tmp_path):
+    (x, y), test = vit.read_images(write(tmp_path / "cifar-10-batches-py"))
+    assert torch.equal(x[:2].flatten(1), torch.from_numpy(batch(0)[b"data"]))
+    assert y[:2].tolist() == batch(0)[b"labels"]
+    assert len(x) == 10
+    assert len(test[0]) == 2
 
 
 def test_images_move_by_whole_pixels():
