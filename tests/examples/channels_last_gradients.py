@@ -22,7 +22,7 @@ def largest_error(name):
     for part in network.modules():
         if isinstance(part, nn.Dropout):  # drops others in another layout
             part.p = 0.0
-    side = recipe(name).image_size
+    side = min(recipe(name).image_size, 64)  # the wrong kernels are wrong there, too
     x = torch.randn(8, network.in_channels, side, side)
     right = gradients(network, x, torch.contiguous_format)
     found = gradients(network, x, torch.channels_last)

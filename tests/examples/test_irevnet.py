@@ -10,6 +10,7 @@ image's are kept.
 import copy
 import doctest
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from invertible import AdditiveCoupling
 from invertible.testing import LAWS, inversecheck
 from networks import irevnet
 from networks.irevnet import IRevNet
-from networks.released import load_released, released_names
+from networks.released import faults, released_names
 from presets import PRESETS
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
@@ -68,7 +69,8 @@ def released_network(golden, **options):
         kernel_sizes=(3, 3, 3),
         **options,
     ).double()
-    load_released(network, golden.state_dict)
+    ours = released_names(network)
+    network.load_state_dict({ours[name]: value for name, value in golden.state_dict.items()})
     return network
 
 
@@ -234,9 +236,10 @@ def test_images_of_the_imagenet_network_are_decoded():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantum", [None, 2**-16])
-@pytest.mark.parametrize("preset", ["cifar10", "cifar10-small", "digits"])
-def test_the_small_presets_keep_the_laws_of_a_layer(preset, quantum):
-    network = PRESETS[preset].build(quantum=quantum).double().eval()
+@pytest.mark.parametrize("preset", ["b", "cifar10", "cifar10-small", "digits"])
+def test_networks_keep_the_laws_of_a_layer(preset, quantum):
+    stages = len(PRESETS[preset].settings["blocks"])
+    network = PRESETS[preset].build(blocks=(2, 1, 1, 1)[:stages], quantum=quantum).double().eval()
     x = torch.randn(2, network.in_channels, network.stride, network.stride).double()
     # Padded zeros come back as 1e-17, on the other side of a ReLU's kink.
     smooth = quantum is not None or network.body.surjective
@@ -248,12 +251,6 @@ def test_the_small_presets_keep_the_laws_of_a_layer(preset, quantum):
 def test_a_network_in_training_keeps_the_laws_of_a_layer(quantum):
     network = IRevNet(3, **SMALL, quantum=quantum).double().train()
     inversecheck(network.body, network.as_read(torch.randn(4, 3, 8, 8).double()))
-
-
-@pytest.mark.slow
-def test_the_imagenet_network_keeps_the_laws_of_a_layer():
-    network = PRESETS["b"].build().eval()
-    inversecheck(network.body, network.as_read(torch.randn(1, 3, 64, 64)))
 
 
 def test_channels_last_and_float64_go_through():
@@ -271,22 +268,22 @@ def test_the_docstring_example_runs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
-        ({"in_channels": 0}, "in_channels of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes and in_channels of at least 1, got 0 and 3"),
+        ({"in_channels": 0}, "got 10 and 0"),
         ({"blocks": (1, 2, 3)}, r"for each stage, got blocks=\(1, 2, 3\), strides=\(1, 2\)"),
         ({"blocks": (), "strides": (), "widths": ()}, "for each stage"),
-        ({"blocks": (0, 1)}, r"at least 1, got blocks=\(0, 1\)"),
-        ({"strides": (1, 3)}, r"strides of 1 or 2, got strides=\(1, 3\)"),
+        ({"blocks": (0, 1)}, r"at least 1 .* got blocks=\(0, 1\)"),
+        ({"strides": (1, 3)}, r"strides of 1 or 2, got .*strides=\(1, 3\)"),
         ({"widths": (8, 16)}, "stride 2 behind a width of 8, so its width must be 32, got 16"),
         ({"strides": (1, 1)}, "stride 1 behind a width of 8, so its width must be 8, got 32"),
-        ({"widths": (4, 16)}, r"gets 12 channels, from 3 .* must be at least 6, got 4"),
-        ({"strides": (2, 2)}, r"has 48 channels, from 3 .* evenly, got widths\[0\]=8"),
+        ({"widths": (4, 16)}, r"gets 12 channels, from 3 .* may have more.* Got widths\[0\]=4"),
+        ({"strides": (2, 2)}, r"gets 48 channels, from 3 .* evenly .* Got widths\[0\]=8"),
         ({"downsampling": 0}, r"downsampling of at least 1 \(none\), got 0"),
         ({"kernel_sizes": (1, 2, 1)}, r"three odd kernel sizes, got kernel_sizes=\(1, 2, 1\)"),
         ({"kernel_sizes": (3,)}, "three odd kernel sizes"),
-        ({"inner_widths": (8,)}, r"one inner width for each stage, got inner_widths=\(8,\)"),
-        ({"inner_widths": (0, 8)}, r"at least 1, got .* inner_widths=\(0, 8\)"),
-        ({"dropout": 1.0}, "dropout of 0 to below 1, got 1.0"),
+        ({"inner_widths": (8,)}, r"at least 1 for each stage, got inner_widths=\(8,\)"),
+        ({"inner_widths": (0, 8)}, r"at least 1 for each stage, got inner_widths=\(0, 8\)"),
+        ({"dropout": 1.5}, "dropout probability has to be between 0 and 1, but got 1.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
@@ -318,36 +315,20 @@ def released_weights(network):
     return released(network, network.state_dict())
 
 
-def test_released_weights_load_with_or_without_module_and_batch_counts():
-    network, other = IRevNet(2, **SMALL), IRevNet(2, **SMALL)
-    weights = {f"module.{key}": value for key, value in released_weights(network).items()}
+def test_weights_of_the_same_network_fit_with_or_without_counts_of_batches():
+    weights = released_weights(IRevNet(2, **SMALL))
     published = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     assert len(published) < len(weights)
-    load_released(other, published)
-    for name, value in network.state_dict().items():
-        assert torch.equal(other.state_dict()[name], value)
+    assert faults(weights, weights) == faults(weights, published) == ""
 
 
-def test_wrong_released_weights_are_refused_with_every_fault():
-    network = IRevNet(2, **SMALL)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    weights = {key: value + 1 for key, value in released_weights(network).items()}
+def test_every_fault_of_weights_is_told():
+    expected = released_weights(IRevNet(2, **SMALL))
+    weights = dict(expected)
     weights["linear.weight"] = torch.zeros(5, 64)
     weights["stack.9.bottleneck_block.0.weight"] = weights.pop("stack.2.bottleneck_block.0.weight")
-    with pytest.raises(ValueError, match="another network than this one") as caught:
-        load_released(network, weights)
-    message = str(caught.value)
+    message = faults(expected, weights)
     assert "stack.2.bottleneck_block.0.weight missing" in message
     assert "stack.9.bottleneck_block.0.weight unexpected" in message
     assert "linear.weight (5, 64) instead of (2, 64) of another shape" in message
-    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
-
-
-def test_many_faults_are_counted():
-    with pytest.raises(ValueError, match=r"and \d+ more missing"):
-        load_released(IRevNet(2, **SMALL), {})
-
-
-def test_a_whole_checkpoint_is_refused_with_what_to_do():
-    with pytest.raises(ValueError, match=r"checkpoint\['state_dict'\]"):
-        load_released(IRevNet(2, **SMALL), {"epoch": 1, "state_dict": {}})
+    assert re.search(r"and \d+ more missing", faults(expected, {}))

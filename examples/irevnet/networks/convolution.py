@@ -9,14 +9,7 @@ from torch.nn import functional as F
 def convolution(
     in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
 ) -> nn.Conv2d:
-    """A convolution without bias, padded so that the stride alone changes the size.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Odd.
-        stride: Of the convolution.
-    """
+    """A convolution without bias, its odd kernel padded so that the stride alone changes sizes."""
     kind = StridedPointwise if kernel_size == 1 and stride > 1 else nn.Conv2d
     return kind(
         in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False

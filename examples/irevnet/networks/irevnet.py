@@ -7,7 +7,7 @@ networks follow the code, since the published weights do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -27,6 +27,7 @@ from invertible import (
     Split,
     Swap,
 )
+from networks.checks import check_images, check_settings
 from networks.convolution import convolution
 
 
@@ -95,14 +96,11 @@ class IRevNet(nn.Module):
         quantum: float | None = 2**-16,
     ) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if value < 1:
-                raise ValueError(f"IRevNet takes {name} of at least 1, got {value}.")
+        check_settings("IRevNet", num_classes, in_channels, blocks, strides, widths)
         if inner_widths is None:
             inner_widths = [max(1, width // 4) for width in widths]
-        _check_stages(blocks, strides, widths, inner_widths)
-        _check_bottleneck(kernel_sizes, dropout)
-        padding = _padding(in_channels, downsampling, strides[0], widths[0])
+        _check_bottlenecks(len(blocks), inner_widths, kernel_sizes)
+        padding = _check_widths(in_channels, downsampling, strides, widths)
         self.in_channels = in_channels
         self.out_channels = 2 * widths[-1]
         self.stride = downsampling * prod(strides)
@@ -116,17 +114,19 @@ class IRevNet(nn.Module):
             layers.append(InjectivePad(padding))
         layers.append(Split())
         stages = zip(blocks, strides, widths, inner_widths, strict=True)
-        for block, (stride, width, inner) in enumerate(_each_block(stages)):
-            bottleneck = Bottleneck(
-                width // stride**2,
-                width,
-                inner,
-                stride=stride,
-                first=block == 0,
-                kernel_sizes=kernel_sizes,
-                dropout=dropout,
-            )
-            layers += _block(bottleneck, stride, quantum)
+        for stage, (count, stage_stride, width, inner) in enumerate(stages):
+            for block in range(count):
+                stride = stage_stride if block == 0 else 1
+                bottleneck = Bottleneck(
+                    width // stride**2,
+                    width,
+                    inner,
+                    stride=stride,
+                    first=stage == block == 0,
+                    kernel_sizes=kernel_sizes,
+                    dropout=dropout,
+                )
+                layers += _block(bottleneck, stride, quantum)
         layers.append(Merge())
         self.body = InvertibleSequential(*layers, checkpoint=checkpoint)
         self.norm = nn.BatchNorm2d(self.out_channels, momentum=0.9)
@@ -138,10 +138,7 @@ class IRevNet(nn.Module):
         return self.body(x)
 
     def each_block(self, x: Tensor) -> Iterator[Tensor]:
-        """The state behind each block in turn, its streams merged; the last is the features.
-
-        Only the latest is held. It is meant to run under ``torch.no_grad()``.
-        """
+        """The state behind each block in turn; without grad only the latest is held."""
         check_images("i-RevNet", x, self.in_channels, self.stride)
         state: Any = x  # from Split to Merge a pair
         for layer in self.body:
@@ -171,38 +168,12 @@ class IRevNet(nn.Module):
         return self.body.inverse(phi)
 
 
-def check_images(network: str, x: Tensor, in_channels: int, stride: int) -> None:
-    """Raises unless these are images that the network can take."""
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise ValueError(
-            f"This {network} takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}."
-        )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"This {network} takes images in floating point, got {x.dtype}. Convert and "
-            "normalise them first, for instance x.float() / 255."
-        )
-    if any(side == 0 or side % stride for side in x.shape[2:]):
-        raise ValueError(
-            f"This {network} takes sides that are multiples of {stride}, got "
-            f"{x.shape[2]}x{x.shape[3]}. Resize, crop or pad the images."
-        )
-
-
 class Bottleneck(nn.Sequential):
-    """The residual of a block: three times BatchNorm, ReLU, convolution.
+    """The residual of a block: three times BatchNorm, ReLU, convolution; the first has the stride.
 
     The layers stand in the order of the released code, so that its weights find their place.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        inner: Channels between the convolutions.
-        stride: Of the first convolution.
-        first: Whether it belongs to the first block: no BatchNorm and ReLU before the first
-            convolution.
-        kernel_sizes: Sizes of the three convolutions.
-        dropout: Probability of dropout behind the second convolution.
+    ``inner`` channels are between the convolutions. Before the first one of the ``first`` block
+    are no BatchNorm and no ReLU.
     """
 
     def __init__(
@@ -212,7 +183,7 @@ class Bottleneck(nn.Sequential):
         inner: int,
         *,
         stride: int,
-        first: bool,
+        first: bool = False,
         kernel_sizes: tuple[int, int, int] = (1, 3, 1),
         dropout: float = 0.0,
     ) -> None:
@@ -248,33 +219,31 @@ def _block(bottleneck: Bottleneck, stride: int, quantum: float | None) -> list[I
     return [both, AdditiveCoupling(f, quantum=quantum), Swap()]
 
 
-def _each_block(stages: Iterable[tuple[int, int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Stride and widths of each block: only the first of a stage has the stage's stride."""
-    for count, stride, width, inner in stages:
-        yield stride, width, inner
-        yield from [(1, width, inner)] * (count - 1)
-
-
-def _check_stages(
-    blocks: Sequence[int],
-    strides: Sequence[int],
-    widths: Sequence[int],
-    inner_widths: Sequence[int],
+def _check_bottlenecks(
+    stages: int, inner_widths: Sequence[int], kernel_sizes: Sequence[int]
 ) -> None:
-    if not len(blocks) == len(strides) == len(widths) > 0:
+    if len(inner_widths) != stages or min(inner_widths) < 1:
         raise ValueError(
-            "IRevNet takes one number of blocks, one stride and one width for each stage, got "
-            f"blocks={blocks}, strides={strides}, widths={widths}."
+            f"IRevNet takes an inner width of at least 1 for each stage, got {inner_widths=}."
         )
-    if len(inner_widths) != len(widths):
-        raise ValueError(f"IRevNet takes one inner width for each stage, got {inner_widths=}.")
-    if min(*blocks, *widths, *inner_widths) < 1:
+    if len(kernel_sizes) != 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
+        raise ValueError(f"IRevNet takes three odd kernel sizes, got {kernel_sizes=}.")
+
+
+def _check_widths(
+    in_channels: int, downsampling: int, strides: Sequence[int], widths: Sequence[int]
+) -> int:
+    """How many zero channels make the image as wide as the two streams of the first stage."""
+    if downsampling < 1:
+        raise ValueError(f"IRevNet takes downsampling of at least 1 (none), got {downsampling}.")
+    channels = in_channels * (downsampling * strides[0]) ** 2
+    padding = 2 * widths[0] - channels
+    if padding < 0 or (padding and strides[0] > 1):
         raise ValueError(
-            "IRevNet takes blocks and widths of at least 1, got "
-            f"{blocks=}, {widths=} and {inner_widths=}."
+            f"The first stage of this i-RevNet gets {channels} channels, from {in_channels} with "
+            f"{downsampling=} and a stride of {strides[0]}: its two streams must share them evenly "
+            f"or, with stride 1, may have more, padded with zeros. Got widths[0]={widths[0]}."
         )
-    if not set(strides) <= {1, 2}:
-        raise ValueError(f"IRevNet takes strides of 1 or 2, got {strides=}.")
     for stage in range(1, len(widths)):
         expected = widths[stage - 1] * strides[stage] ** 2
         if widths[stage] != expected:
@@ -282,31 +251,4 @@ def _check_stages(
                 f"Stage {stage} of this i-RevNet has stride {strides[stage]} behind a width of "
                 f"{widths[stage - 1]}, so its width must be {expected}, got {widths[stage]}."
             )
-
-
-def _check_bottleneck(kernel_sizes: Sequence[int], dropout: float) -> None:
-    if len(kernel_sizes) != 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
-        raise ValueError(f"IRevNet takes three odd kernel sizes, got {kernel_sizes=}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"IRevNet takes a dropout of 0 to below 1, got {dropout}.")
-
-
-def _padding(in_channels: int, downsampling: int, stride: int, width: int) -> int:
-    """How many zero channels make the image as wide as the two streams of the first stage."""
-    if downsampling < 1:
-        raise ValueError(f"IRevNet takes downsampling of at least 1 (none), got {downsampling}.")
-    channels = in_channels * downsampling**2
-    padding = 2 * width - channels * stride**2
-    if stride == 2 and padding:
-        raise ValueError(
-            f"A first stage of stride 2 has {channels * stride**2} channels, from {in_channels} "
-            f"with downsampling={downsampling}: its two streams must share them evenly, got "
-            f"widths[0]={width}. Only a first stage of stride 1 can be padded with zeros."
-        )
-    if padding < 0:
-        raise ValueError(
-            f"The first stage of this i-RevNet gets {channels} channels, from {in_channels} with "
-            f"downsampling={downsampling}, so widths[0] must be at least {-(-channels // 2)}, "
-            f"got {width}."
-        )
     return padding

@@ -14,18 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invertible import (
-    AdditiveCoupling,
-    InvertibleModule,
-    InvertibleSequential,
-    Merge,
-    Quantize,
-    Split,
-    Swap,
-)
+from invertible import InvertibleSequential, Merge, Quantize, ReversibleBlock, Split
+from networks.checks import check_images, check_settings
 from networks.convolution import convolution
-from networks.irevnet import Bottleneck, check_images
-from networks.resnet import check_settings, initialise, stem
+from networks.irevnet import Bottleneck
+from networks.resnet import initialise, stem
 
 
 class RevNet(nn.Module):
@@ -35,32 +28,13 @@ class RevNet(nn.Module):
 
     is a unit (equation 6 of the paper) on the two halves of the channels, :math:`F` and :math:`G`
     bottlenecks. The first unit of each stage maps the halves by 1x1 convolutions before it adds:
-    it cannot be inverted, and its activations are stored.
+    it cannot be inverted, and its activations are stored. Shapes and errors are those of
+    :class:`IRevNet`, and so are arguments, but for
 
     Args:
-        num_classes: Number of logits.
-        in_channels: Channels of the images.
-        blocks: Number of units of each stage, at least 1, with the stored one.
-        strides: 1 or 2 for each stage: that of its first unit.
         widths: Channels of both halves in each stage, even.
         stem_width: Channels in front of the first stage, even.
-        downsampling: 4 for ImageNet's stem, a 7x7 convolution and max-pooling, both of stride 2;
-            1 for a 3x3 convolution.
-        checkpoint: Whether training rebuilds the activations of reversible units instead of
-            storing them.
-        quantum: The grid of the states in reversible units, a power of two: training without
-            stored activations then has the very gradients of ordinary training. None computes
-            in floating point.
-
-    Shape:
-        - Input: :math:`(N, C, H, W)` with sides that are multiples of ``stride``, the product
-          of ``downsampling`` and all ``strides``.
-        - Output: :math:`(N, K)` logits; of :meth:`features`, :math:`(N, w, H/s, W/s)` with the
-          last width :math:`w` and ``stride`` :math:`s`.
-
-    Raises:
-        ValueError: If the settings do not fit together; when called, on images of another
-            shape or type, or if a state leaves the range in which sums are exact.
+        downsampling: 4 or 1, as of :class:`ResNet`.
 
     Example:
         >>> settings = {"blocks": (2, 2), "strides": (1, 2), "widths": (16, 32)}
@@ -88,17 +62,18 @@ class RevNet(nn.Module):
             raise ValueError(f"RevNet takes even widths, got {stem_width=} and {widths=}.")
         self.in_channels = in_channels
         self.stride = downsampling * prod(strides)
-        self.stem = nn.Sequential(*stem(in_channels, stem_width, downsampling).values())
+        self.stem = nn.Sequential(*stem(in_channels, stem_width, downsampling))
         self.stored, self.reversible = nn.ModuleList(), nn.ModuleList()
         channels = stem_width
-        for count, stride, width in zip(blocks, strides, widths, strict=True):
-            first = len(self.stored) == 0
-            self.stored.append(StoredUnit(channels, width, stride, first=first))
+        for stage, (count, stride, width) in enumerate(zip(blocks, strides, widths, strict=True)):
+            self.stored.append(StoredUnit(channels, width, stride, first=stage == 0))
+            residuals = [_residual(width) for _ in range(2 * (count - 1))]
+            pairs = zip(residuals[::2], residuals[1::2], strict=True)
             self.reversible.append(
                 InvertibleSequential(
                     *([] if quantum is None else [Quantize(quantum)]),
                     Split(),
-                    *(layer for _ in range(count - 1) for layer in _unit(width, quantum)),
+                    *(ReversibleBlock(f, g, quantum=quantum) for f, g in pairs),
                     Merge(),
                     checkpoint=checkpoint,
                 )
@@ -125,21 +100,16 @@ class RevNet(nn.Module):
         return self.classifier(self.norm(phi).relu().mean((2, 3)))
 
     def each_block(self, x: Tensor) -> Iterator[Tensor]:
-        """The state behind each unit in turn, its halves merged; the last is the features.
-
-        Without grad only the latest is held.
-        """
+        """The state behind each unit in turn; without grad only the latest is held."""
         check_images("RevNet", x, self.in_channels, self.stride)
         dtype = x.dtype
         state: Any = self.stem(x)  # from Split to Merge a pair
         for stored, reversible in zip(self.stored, self.reversible, strict=True):
             state = stored(state).to(dtype)
             assert isinstance(reversible, InvertibleSequential)
-            swaps = 0
             for layer in reversible:
                 state = layer(state)
-                swaps += isinstance(layer, Swap)  # two in a unit
-                if isinstance(layer, Split | Swap) and swaps % 2 == 0:
+                if isinstance(layer, Split | ReversibleBlock):
                     yield torch.cat(state, 1)
 
 
@@ -157,7 +127,7 @@ class StoredUnit(nn.Module):
         super().__init__()
         channels, width = in_channels // 2, out_channels // 2
         self.f = Bottleneck(channels, width, width // 4, stride=stride, first=first)
-        self.g = Bottleneck(width, width, width // 4, stride=1, first=False)
+        self.g = _residual(out_channels)
         self.project1 = convolution(channels, width, 1, stride)
         self.project2 = convolution(channels, width, 1, stride)
 
@@ -167,8 +137,6 @@ class StoredUnit(nn.Module):
         return torch.cat((y1, self.project2(x2) + self.g(y1)), 1)
 
 
-def _unit(width: int, quantum: float | None) -> list[InvertibleModule]:
-    """Equation 6 of the paper, on the pair of halves."""
-    f, g = (Bottleneck(width // 2, width // 2, width // 8, stride=1, first=False) for _ in range(2))
-    couplings = (AdditiveCoupling(part, quantum=quantum) for part in (f, g))
-    return [layer for coupling in couplings for layer in (coupling, Swap())]
+def _residual(width: int) -> Bottleneck:
+    """F or G where nothing changes, on one half of so many channels."""
+    return Bottleneck(width // 2, width // 2, width // 8, stride=1)

@@ -21,7 +21,7 @@ from experiment.folder import BEST, CHECKPOINT, RUNS, check_sums, folder_to_resu
 from experiment.settings import Config, recipe
 from images.dataset import numbered
 from networks.irevnet import IRevNet
-from networks.released import describe, find_faults, released_names
+from networks.released import faults, released_names
 from presets import PRESETS, Classifier
 
 PUBLISHED = "b-released"  # the network of weights that do not say which they are of
@@ -269,12 +269,10 @@ def _count_classes(found: Weights) -> int:
 def _fill(model: Any, found: Weights, config: Config, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
     state = _in_our_names(model, state)
-    faults = find_faults(own, state)
-    if faults:
+    wrong = faults(own, state)
+    if wrong:
         hint = "" if found.config else " Say with --preset which network they are of."
-        raise RunError(
-            f"{found.path} does not fit --preset {config.preset}: {describe(faults)}.{hint}"
-        )
+        raise RunError(f"{found.path} does not fit --preset {config.preset}: {wrong}.{hint}")
     model.load_state_dict(own | dict(state))
 
 

@@ -1,0 +1,51 @@
+"""What every network asks of its settings and of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_settings(
+    network: str,
+    num_classes: int,
+    in_channels: int,
+    blocks: Sequence[int],
+    strides: Sequence[int],
+    widths: Sequence[int],
+) -> None:
+    """Raises unless a network can be built of these."""
+    if min(num_classes, in_channels) < 1:
+        raise ValueError(
+            f"{network} takes num_classes and in_channels of at least 1, got {num_classes} and "
+            f"{in_channels}."
+        )
+    if not len(blocks) == len(strides) == len(widths) > 0:
+        raise ValueError(
+            f"{network} takes one number of blocks, one stride and one width for each stage, got "
+            f"{blocks=}, {strides=}, {widths=}."
+        )
+    if min(*blocks, *widths) < 1 or not set(strides) <= {1, 2}:
+        raise ValueError(
+            f"{network} takes blocks and widths of at least 1 and strides of 1 or 2, got "
+            f"{blocks=}, {strides=}, {widths=}."
+        )
+
+
+def check_images(network: str, x: Tensor, in_channels: int, stride: int) -> None:
+    """Raises unless these are images that the network can take."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"This {network} takes images of shape (N, {in_channels}, H, W), got {tuple(x.shape)}."
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"This {network} takes images in floating point, got {x.dtype}. Convert and "
+            "normalise them first, for instance x.float() / 255."
+        )
+    if any(side == 0 or side % stride for side in x.shape[2:]):
+        raise ValueError(
+            f"This {network} takes sides that are multiples of {stride}, got "
+            f"{x.shape[2]}x{x.shape[3]}. Resize, crop or pad the images."
+        )
