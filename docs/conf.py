@@ -3,7 +3,6 @@
 import os
 import typing
 
-import torch
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
@@ -36,8 +35,9 @@ sphinx_gallery_conf = {
     "run_stale_examples": True,
     "write_computation_times": False,
     "remove_config_comments": True,
+    "parallel": 2,  # in processes of their own
 }
-torch.set_num_threads(1)  # small convolutions on busy cores are far slower with more
+os.environ["OMP_NUM_THREADS"] = "1"  # small convolutions on busy cores are far slower with more
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler announces itself otherwise
 
 autodoc_typehints = "description"
