@@ -54,7 +54,7 @@ def test_a_conditional_layer_keeps_the_laws(name, data, training):
 # Only rounding differs from float64.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.data(), training=st.booleans())
 def test_a_layer_keeps_the_laws_in_float32(name, data, training):
     make, states = LAYERS[name]
