@@ -1,7 +1,5 @@
 """Tells in how many dimensions a network's last features hold the classes.
 
-For instance::
-
     python examples/irevnet/dimensionality.py --weights runs/irevnet/1
 
 Figure 7 of the paper (https://arxiv.org/abs/1802.07088): a linear support vector machine and the
@@ -13,21 +11,14 @@ i-RevNet (b) on ImageNet needed about 200 of 3072.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from analyses.analysis import progress
-from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
+from analyses.probing import Features, Point, ProbeSettings, run_probes, standardised
 from scripts import run_script
-from trainer.weights import Network
-
-
-@dataclass(frozen=True)
-class DimensionalitySettings(ProbeSettings):
-    """Tells in how many dimensions a network's last features hold the classes."""
 
 
 def dimensions(count: int) -> list[int]:
@@ -36,32 +27,26 @@ def dimensions(count: int) -> list[int]:
     return [*(step for step in steps if step < count), count]
 
 
-def reduce(network: Network, settings: DimensionalitySettings, console: Console) -> Curve:
-    """Probes one network."""
-    _, count, train, test = read_features(network, settings, console, depths=1)
-    samples = standardised(train, test, 0)
-    pca = PCA().fit(samples[0][0])
-    components = [(pca.transform(x), labels) for x, labels in samples]
-    counts = dimensions(pca.n_components_)
-    probes = [
-        probe(*((x[:, :first], labels) for x, labels in components), seed=settings.seed)
-        for first in progress(counts, "probing", console)
-    ]
+def points(train: Features, test: Features) -> Iterator[Point]:
+    """The first principal components of the last features."""
+    (last,) = train.blocks
+    (x, labels), (test_x, test_labels) = standardised(train, test, last)
+    pca = PCA().fit(x)
+    x, test_x = pca.transform(x), pca.transform(test_x)
     variance = pca.explained_variance_ratio_.cumsum().tolist()
-    facts = [{"components": first, "of the variance": variance[first - 1]} for first in counts]
-    about = {"blocks": count, "train_images": len(train.labels)}
-    return Curve(network, test, counts, facts, probes, about)
+    for first in dimensions(pca.n_components_):
+        facts = {"components": first, "of the variance": variance[first - 1]}
+        yield facts, (x[:, :first], labels), (test_x[:, :first], test_labels)
 
 
-def run(settings: DimensionalitySettings, console: Console) -> None:
+def run(settings: ProbeSettings, console: Console) -> None:
     """Probes each network, and writes the results."""
-    curves = [reduce(network, settings, console) for network in settings.networks(console)]
-    axis = {"label": "principal components", "logarithmic": True}
-    title = "Classes read from the last features"
-    finish(curves, settings, console, "dimensionality", title=title, **axis)
+    title = "Classes read from the first principal components of the last features"
+    axis = {"title": title, "x": "components", "scale": "log"}
+    run_probes(settings, console, "dimensionality", 1, points, **axis)
 
 
-main = partial(run_script, DimensionalitySettings, run)
+main = partial(run_script, ProbeSettings, run)
 
 if __name__ == "__main__":
     sys.exit(main())

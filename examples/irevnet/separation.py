@@ -1,6 +1,6 @@
 """Tells how well the classes are separated behind each block of a network.
 
-For instance, an i-RevNet and a ResNet in one figure::
+For instance, an i-RevNet and a ResNet in one figure:
 
     python examples/irevnet/separation.py --weights runs/irevnet/1 runs/irevnet/2
 
@@ -13,16 +13,17 @@ ResNet, though the i-RevNet has discarded nothing. The paper measured it on Imag
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from rich.console import Console
 
-from analyses.analysis import progress
-from analyses.probing import Curve, ProbeSettings, finish, probe, read_features, standardised
+from analyses.probing import Features, Point, ProbeSettings, run_probes, standardised
 from errors import at_least
 from scripts import run_script
-from trainer.weights import Network
+
+PASSED = "share of the blocks passed"
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,18 @@ class SeparationSettings(ProbeSettings):
     depths: int | None = 12
 
 
-def separate(network: Network, settings: SeparationSettings, console: Console) -> Curve:
-    """Probes one network."""
-    numbers, count, train, test = read_features(network, settings, console, settings.depths)
-    probes = [
-        probe(*standardised(train, test, index), seed=settings.seed)
-        for index in progress(range(len(numbers)), "probing", console)
-    ]
-    facts = [
-        {"block": number, "channels": x.shape[1]}
-        for number, x in zip(numbers, train.blocks, strict=True)
-    ]
-    about = {"blocks": count, "train_images": len(train.labels)}
-    return Curve(network, test, [number / count for number in numbers], facts, probes, about)
+def points(train: Features, test: Features) -> Iterator[Point]:
+    """The features behind each chosen block."""
+    for block, x in train.blocks.items():
+        facts = {"block": block, PASSED: block / train.count, "channels": x.shape[1]}
+        yield facts, *standardised(train, test, block)
 
 
 def run(settings: SeparationSettings, console: Console) -> None:
     """Probes each network, and writes the results."""
     at_least(1, depths=settings.depths)
-    curves = [separate(network, settings, console) for network in settings.networks(console)]
-    label = "blocks passed, share of the network"
-    finish(
-        curves, settings, console, "separation", title="Classes read from each block", label=label
-    )
+    title = "Classes read from each block"
+    run_probes(settings, console, "separation", settings.depths, points, title=title, x=PASSED)
 
 
 main = partial(run_script, SeparationSettings, run)

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analyses.decoding import decode, draw_pairs, table
+from analyses.analysis import table
+from analyses.decoding import CAPTION, decode, draw_pairs
 from curves import CURVES, draw_curves
 from errors import RunError
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
@@ -334,7 +335,7 @@ def report(training: Training, folder: RunFolder, console: Terminal) -> None:
         test = plain(open_images(training.config, "test"), training.config, training.device)
         found = decode(model, test.epoch(), len(test.images), training.normalise)
         draw_pairs(found, folder.path / PICTURE)
-        console.print(table({"test images": {"": found}}))
+        console.print(table([found.numbers], CAPTION))
         console.print(f"Originals above their reconstructions: {folder.path / PICTURE}")
     else:
         console.print(f"Best test accuracy, top 1: {training.best_accuracy:.2%}")

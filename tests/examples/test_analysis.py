@@ -17,6 +17,7 @@ from analyses.analysis import (
     progress,
     provenance,
     save,
+    table,
 )
 from errors import RunError
 from experiment.settings import recipe
@@ -104,13 +105,20 @@ def test_results_are_a_figure_in_two_formats_and_numbers(tmp_path):
 def test_results_that_cannot_be_written_are_told_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
-        Settings(out=tmp_path / "file/x").check()
+        Settings(out=tmp_path / "file/x").begin(QUIET)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_not_all_take_are_refused(tmp_path, seed):
     with pytest.raises(RunError, match=r"--seed (must be at least 0|takes 32 bits), got"):
-        Settings(out=tmp_path, seed=seed).check()
+        Settings(out=tmp_path, seed=seed).begin(QUIET)
+
+
+def test_a_table_has_values_below_their_names_and_of_arrays_the_extremes():
+    shown = table([{"a_b": "x", "c": 0.123456, "d": None, "e": torch.tensor([1.0, 2.0]), "f": 7}])
+    assert [column.header for column in shown.columns] == ["a b", "c", "d", "e", "f"]
+    cells = [next(iter(column.cells)) for column in shown.columns]
+    assert cells == ["x", "0.1235", "-", "1 to 2", "7"]
 
 
 def test_numbers_say_where_they_come_from(trained, digits_run):

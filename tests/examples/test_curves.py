@@ -90,9 +90,9 @@ def test_a_picture_that_cannot_be_drawn_is_told_with_those_that_can(tmp_path, ca
 
 def test_runs_of_one_preset_have_names_that_tell_them_apart():
     assert short_names([("b", Path("runs/1")), ("a", Path("runs/1"))]) == ["b", "a"]
-    long = [("b", Path(f"/very/long/{i}/path/of/the/run/checkpoint.pt")) for i in (1, 2)]
+    long = [("b", Path(f"/very/long/path/of/the/run/{i}/checkpoint.pt")) for i in (1, 2)]
     assert short_names(long) == ["b (1)", "b (2)"]
-    assert short_names([("b", Path("x")), ("b", Path("x"))]) == ["b", "b"]
+    assert short_names([("b", Path("x/1")), ("b", Path("y/1"))]) == ["b (1) #1", "b (1) #2"]
     assert max(map(len, short_names([("b", Path("x" * 99)), ("b", Path("y" * 99))]))) < 30
 
 

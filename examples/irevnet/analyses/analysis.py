@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from torch import Tensor
 
 from errors import RunError, at_least, try_writing, writing
@@ -58,12 +60,15 @@ class Settings(NetworkSettings):
     out: Path = Path("figures")  # Folder of the figure (PNG and PDF) and the numbers (JSON)
     seed: int = 0  # Seed of whatever is drawn at random
 
-    def check(self) -> None:
-        """Tells what is wrong before the work, not behind it."""
+    def begin(self, console: Console, weights: Path | None = None) -> Network:
+        """Tells what is wrong before the work, not behind it; else as :meth:`load`."""
         at_least(0, seed=self.seed)
         if self.seed >= 2**32:
             raise RunError(f"--seed takes 32 bits, got {self.seed}.")
         try_writing(self.out, folder=True)
+        network = self.load(weights)
+        console.print(f"Analysing {network.origin}.")
+        return network
 
 
 def device_of(network: Network) -> torch.device:
@@ -72,18 +77,11 @@ def device_of(network: Network) -> torch.device:
 
 
 def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None) -> IRevNet:
-    """A copy of an i-RevNet that computes otherwise, with the same weights.
-
-    Args:
-        network: As it was trained.
-        dtype: Of weights and states.
-        quantum: The grid of the states; None computes in floating point.
-    """
-    if not is_invertible(network.model):
-        raise RunError(f"only an i-RevNet can be decoded, got --preset {network.config.preset}.")
+    """A copy of an i-RevNet in this dtype and on this grid, or in floating point."""
     config = replace(network.config, quantum=quantum, checkpoint=False)
     copy = build_model(config, len(network.classes))
-    assert is_invertible(copy)
+    if not is_invertible(copy):
+        raise RunError(f"only an i-RevNet can be decoded, got --preset {config.preset}.")
     # By position: the grid is an entrance to the first layer, behind which all are renumbered.
     weights = zip(copy.state_dict(), network.model.state_dict().values(), strict=True)
     copy.load_state_dict(dict(weights))
@@ -93,13 +91,9 @@ def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None
 def images(
     network: Network, part: Part, limit: int | None = None, *, classified: bool = False
 ) -> Batches:
-    """The images of one part of the data, prepared as the network was trained on them, in order.
+    """Images as the network was trained on them, in order: all, or so many, evenly spread.
 
-    Args:
-        network: Its settings say which, and how they are resized.
-        part: Which images.
-        limit: How many, evenly spread; None takes all, as does more than there are.
-        classified: Whether they must be of the classes that the network tells apart.
+    If they are to be ``classified``, they must be of the network's classes.
     """
     at_least(1, limit=limit)
     found = open_images(network.config, part)
@@ -127,16 +121,14 @@ def few_images(network: Network, limit: int) -> Tensor:
 
 def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
     """What networks are called in a legend: their presets, and what tells equal ones apart."""
-    names = []
-    for preset, path in runs:
-        rivals = {other.absolute().parts for name, other in runs if name == preset}
-        parts = list(path.absolute().parts)
-        for end in (0, -1):  # of what all have in common
-            while len(rivals) > 1 and len({rival[end] for rival in rivals}) == 1:
-                rivals = {rival[1:] if end == 0 else rival[:-1] for rival in rivals}
-                parts.pop(end)
-        names.append(f"{preset} ({'/'.join(parts)[-24:]})" if len(rivals) > 1 else preset)
-    return names
+    presets = [preset for preset, _ in runs]
+    # A run's folder bears the name, not the checkpoint in it.
+    paths = [path.parent if path.suffix == ".pt" else path for _, path in runs]
+    names = [
+        preset if presets.count(preset) == 1 else f"{preset} ({path.absolute().name[-24:]})"
+        for preset, path in zip(presets, paths, strict=True)
+    ]
+    return [f"{n} #{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
 
 
 def progress(
@@ -146,6 +138,24 @@ def progress(
     yield from track(
         items, description, total=total, console=console, disable=not console.is_terminal
     )
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
+    """Values below their names: of arrays the least and the largest, of shares the accuracy."""
+    found = Table(title=title)
+    for name in rows[0]:
+        found.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        found.add_row(*map(_shown, row.values()))
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{value.min():.3g} to {value.max():.3g}"
+    if isinstance(value, Mapping):
+        return _shown(value["accuracy"])
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def provenance(settings: NetworkSettings, network: Network) -> dict[str, Any]:

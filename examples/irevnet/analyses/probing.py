@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from scipy.stats import binomtest
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -19,17 +18,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from analyses.analysis import (
-    Settings,
-    images,
-    normalised,
-    progress,
-    provenance,
-    save,
-    short_names,
-)
+from analyses import analysis
 from errors import RunError, at_least
-from presets import Classifier
+from images.batches import Part
 from trainer.weights import Network
 
 COSTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the SVM, to choose from
@@ -39,10 +30,12 @@ FOLDS = 3
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 Samples = tuple[np.ndarray, np.ndarray]  # features (N, d) in float32, and classes from 0
+# Facts about a point of a curve, samples of the training images and of the test images
+Point = tuple[Mapping[str, int | float], Samples, Samples]
 
 
 @dataclass(frozen=True)
-class ProbeSettings(Settings):
+class ProbeSettings(analysis.Settings):
     """Flags of what probes the features of one network or several."""
 
     # One network or several, for one figure: each a run's folder, its checkpoint.pt, a .safetensors
@@ -52,115 +45,93 @@ class ProbeSettings(Settings):
     train_limit: int | None = 20_000
     test_limit: int | None = 10_000  # Test images, evenly spread; None takes all
 
-    def networks(self, console: Console) -> Iterable[Network]:
-        """Each network in turn, the flags being right."""
-        at_least(FOLDS, train_limit=self.train_limit)
-        at_least(1, test_limit=self.test_limit)
-        self.check()
-        for path in self.weights or (None,):
-            network = self.load(path)
-            console.print(f"Probing {network.origin}.")
-            yield network
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of finitely many images, 0 to 1."""
-
-    value: float
-    images: int
-
-    def interval(self) -> tuple[float, float]:
-        """Wilson's interval, which holds the share of all possible images in 95 % of cases."""
-        right = round(self.value * self.images)
-        found = binomtest(right, self.images).proportion_ci(method="wilson")
-        # At a share of 0 or 1 an end is this very share, but for rounding.
-        return min(float(found.low), self.value), max(float(found.high), self.value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The value and its interval, for JSON."""
-        return {"accuracy": self.value, "interval": self.interval()}
-
-
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """The share of predictions that are right."""
-    return Accuracy(float((predicted == labels).mean()), len(labels))
-
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of images."""
+    """What a network of so many blocks makes of images."""
 
-    # the spatial average behind each chosen block, :math:`(N, C)` of its channels
-    blocks: list[np.ndarray]
-    labels: np.ndarray  # classes of the images, :math:`(N,)`
-    own: Accuracy  # the network's own accuracy
+    count: int
+    # the spatial average behind each chosen block, by its number from 1: (N, C) of its channels
+    blocks: dict[int, np.ndarray]
+    labels: np.ndarray  # classes of the images, (N,)
+    predicted: np.ndarray  # by the network
 
 
-def read_features(
-    network: Network, settings: ProbeSettings, console: Console, depths: int | None
-) -> tuple[list[int], int, Features, Features]:
-    """Features of the training and of the test images.
+def run_probes(
+    settings: ProbeSettings,
+    console: Console,
+    name: str,
+    depths: int | None,
+    points: Callable[[Features, Features], Iterable[Point]],
+    **axis: Any,
+) -> None:
+    """Probes each network, and writes figure and numbers of all.
 
     Args:
-        network: Of which features are wanted.
-        settings: Say which images.
-        console: Shows the progress.
-        depths: Behind how many blocks, evenly spread, the last included; None takes all.
-
-    Returns:
-        The numbers of the chosen blocks, from 1, and how many there are; and both features.
+        settings: The flags.
+        console: Shows the progress and the numbers.
+        name: Of the files.
+        depths: Behind how many blocks features are read, evenly spread; None takes all.
+        points: What is probed, of features of training and test images.
+        **axis: See :func:`draw`.
     """
-    parts = {
-        "training images": images(network, "train", settings.train_limit, classified=True),
-        "test images": images(network, "test", settings.test_limit, classified=True),
-    }
-    first, _ = next(normalised(network, parts["test images"]))
-    count = count_blocks(network.model, first)
-    numbers = spread_blocks(count, depths)
-    train, test = (
-        gather(
-            network.model,
-            progress(normalised(network, batches), name, console, len(batches)),
-            numbers,
+    at_least(FOLDS, train_limit=settings.train_limit)
+    at_least(1, test_limit=settings.test_limit)
+    networks, found = [], []
+    for path in settings.weights or (None,):
+        network = settings.begin(console, path)
+        train = read_features(network, "train", settings.train_limit, depths, console)
+        test = read_features(network, "test", settings.test_limit, depths, console)
+        networks.append((network.config.preset, network.path))
+        found.append(
+            analysis.provenance(settings, network)
+            | {
+                "own": share(test.predicted, test.labels),
+                # of always guessing the most frequent class
+                "chance": np.bincount(test.labels).max() / len(test.labels),
+                "blocks": test.count,
+                "train_images": len(train.labels),
+                "test_images": len(test.labels),
+                "points": [
+                    {**facts, **probe(*samples, seed=settings.seed)}
+                    for facts, *samples in analysis.progress(
+                        points(train, test), "probing", console
+                    )
+                ],
+            }
         )
-        for name, batches in parts.items()
-    )
-    return numbers, count, train, test
+    curves = dict(zip(analysis.short_names(networks), found, strict=True))
+    rows = [{"network": n} | point for n, curve in curves.items() for point in curve["points"]]
+    console.print(analysis.table(rows))
+    analysis.save(settings.out, name, draw(curves, **axis), {"networks": found}, console)
 
 
 @torch.no_grad()
-def gather(
-    model: Classifier, batches: Iterable[tuple[Tensor, Tensor]], chosen: Sequence[int]
+def read_features(
+    network: Network, part: Part, limit: int | None, depths: int | None, console: Console
 ) -> Features:
-    """Reads the images once; only averages are kept, and in main memory.
-
-    Raises:
-        RunError: If a feature is not finite.
-    """
-    averages: dict[int, list[Tensor]] = {block: [] for block in chosen}
+    """Reads the images once; only averages are kept, and in main memory."""
+    batches = analysis.images(network, part, limit, classified=True)
+    averages: dict[int, list[Tensor]] = {}
     labels, predicted = [], []
-    for x, classes in batches:
-        for block, phi in enumerate(model.each_block(x), 1):
+    epoch = analysis.normalised(network, batches)
+    for x, classes in analysis.progress(epoch, f"{part} images", console, len(batches)):
+        if not averages:
+            count = sum(1 for _ in network.model.each_block(x[:1]))
+            averages = {block: [] for block in spread_blocks(count, depths)}
+        for block, phi in enumerate(network.model.each_block(x), 1):
             if block in averages:
                 averages[block].append(phi.mean((2, 3)).cpu())
         labels.append(classes.cpu())
-        predicted.append(model.classify(phi).argmax(1).cpu())
-    found = [torch.cat(averages.pop(block)).numpy() for block in chosen]
-    for block, features in zip(chosen, found, strict=True):
+        predicted.append(network.model.classify(phi).argmax(1).cpu())
+    blocks = {block: torch.cat(found).numpy() for block, found in averages.items()}
+    for block, features in blocks.items():
         if not np.isfinite(features).all():
             raise RunError(
                 f"the features behind block {block} are not finite: the network has diverged, or "
                 "its images are not normalised as in its training."
             )
-    truth = torch.cat(labels).numpy()
-    return Features(found, truth, accuracy(torch.cat(predicted).numpy(), truth))
-
-
-@torch.no_grad()
-def count_blocks(model: Classifier, x: Tensor) -> int:
-    """How many blocks the network has, seen on an image."""
-    return sum(1 for _ in model.each_block(x[:1]))
+    return Features(count, blocks, torch.cat(labels).numpy(), torch.cat(predicted).numpy())
 
 
 def spread_blocks(count: int, wanted: int | None) -> list[int]:
@@ -169,36 +140,23 @@ def spread_blocks(count: int, wanted: int | None) -> list[int]:
     return [count * step // wanted for step in range(1, wanted + 1)]
 
 
-def standardised(train: Features, test: Features, index: int) -> tuple[Samples, Samples]:
+def standardised(train: Features, test: Features, block: int) -> tuple[Samples, Samples]:
     """Training and test samples behind a chosen block, standardised by the training images."""
-    scaler = StandardScaler().fit(train.blocks[index])
-    first, second = ((scaler.transform(p.blocks[index]), p.labels) for p in (train, test))
+    scaler = StandardScaler().fit(train.blocks[block])
+    first, second = ((scaler.transform(p.blocks[block]), p.labels) for p in (train, test))
     return first, second
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What was read from some features."""
-
-    svm: Accuracy  # of a linear support vector machine
-    cost: float  # the SVM's cost, chosen by cross-validation
-    nearest: Accuracy  # of the class of the nearest training sample
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers, for JSON."""
-        return {
-            "svm": self.svm.as_dict() | {"cost": self.cost},
-            "nearest_neighbour": self.nearest.as_dict(),
-        }
-
-
-def probe(train: Samples, test: Samples, *, seed: int = 0) -> Probe:
+def probe(train: Samples, test: Samples, *, seed: int = 0) -> dict[str, Any]:
     """Trains both classifiers and tests them; the seed is that of the choice of the cost."""
     cost = choose_cost(train, seed)
     svm = _linear_svm(cost).fit(*train)
     nearest = KNeighborsClassifier(1, algorithm="brute").fit(*train)
     x, labels = test
-    return Probe(accuracy(svm.predict(x), labels), cost, accuracy(nearest.predict(x), labels))
+    return {
+        "svm": share(svm.predict(x), labels) | {"cost": cost},
+        "nearest_neighbour": share(nearest.predict(x), labels),
+    }
 
 
 def choose_cost(train: Samples, seed: int) -> float:
@@ -217,97 +175,46 @@ def _linear_svm(cost: float = 1.0) -> LinearSVC:
     return LinearSVC(C=cost, dual=False, tol=1e-2)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """How well the classes can be read from a network's features, along some axis."""
-
-    network: Network  # the network
-    test: Features  # its features of the test images
-    at: Sequence[float]  # where each point is along the axis
-    # about each point: whole numbers, and shares from 0 to 1 as floats
-    facts: Sequence[Mapping[str, int | float]]
-    probes: Sequence[Probe]  # of each point
-    about: Mapping[str, Any]  # what else there is to write down
-
-    @property
-    def chance(self) -> float:
-        """The accuracy of always guessing the most frequent class."""
-        return float(np.bincount(self.test.labels).max() / len(self.test.labels))
+def share(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The share of predictions that are right, and Wilson's interval of 95 % about it."""
+    right = predicted == labels
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    value = float(right.mean())
+    # At a share of 0 or 1 an end is this very share, but for rounding.
+    return {"accuracy": value, "interval": (min(low, value), max(high, value))}
 
 
-def finish(
-    curves: Sequence[Curve], settings: ProbeSettings, console: Console, name: str, **axis: Any
-) -> None:
-    """Prints a row for each point, and writes figure and numbers of several networks."""
-    named = dict(zip(_names(curves), curves, strict=True))
-    console.print(table(named))
-    numbers = [
-        provenance(settings, curve.network)
-        | {"own": curve.test.own.as_dict(), "chance": curve.chance, **curve.about}
-        | {"test_images": curve.test.own.images}
-        | {
-            "points": [
-                {**facts, **each.as_dict()}
-                for facts, each in zip(curve.facts, curve.probes, strict=True)
-            ]
-        }
-        for curve in curves
-    ]
-    save(settings.out, name, draw(named, **axis), {"networks": numbers}, console)
+def draw(curves: Mapping[str, Any], *, title: str, x: str, scale: str = "linear") -> Figure:
+    """Accuracies with intervals of 95 %, a colour for each network.
 
-
-def _names(curves: Sequence[Curve]) -> list[str]:
-    names = short_names([(c.network.config.preset, c.network.path) for c in curves])
-    # The same network twice.
-    return [f"{n} #{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
-
-
-def table(curves: Mapping[str, Curve]) -> Table:
-    """A row for each point."""
-    facts = next(iter(curves.values())).facts[0]
-    rows = Table("network", *facts, "SVM", "its cost", "1-NN")
-    for column in rows.columns[1:]:
-        column.justify = "right"
-    for name, curve in curves.items():
-        for values, each in zip(curve.facts, curve.probes, strict=True):
-            shown = (f"{v:.1%}" if isinstance(v, float) else f"{v}" for v in values.values())
-            svm, nearest = (f"{found.value:.2%}" for found in (each.svm, each.nearest))
-            rows.add_row(name, *shown, svm, f"{each.cost:g}", nearest)
-        rows.add_row(name, *("" for _ in facts), f"itself {curve.test.own.value:.2%}", "", "")
-        rows.add_section()
-    return rows
-
-
-def draw(
-    curves: Mapping[str, Curve], *, title: str, label: str, logarithmic: bool = False
-) -> Figure:
-    """Accuracies with intervals of 95 %, a colour for each network."""
+    Args:
+        curves: The numbers of each network by its name.
+        title: Of the figure.
+        x: The fact about a point that is its place.
+        scale: Matplotlib's, of that axis.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     handles: list[Any] = []
     for index, (name, curve) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
-        for what, form, found in (
-            ("linear SVM", "o-", [each.svm for each in curve.probes]),
-            ("1-nearest neighbour", "s--", [each.nearest for each in curve.probes]),
+        places = [point[x] for point in curve["points"]]
+        for key, what, form in (
+            ("svm", "linear SVM", "o-"),
+            ("nearest_neighbour", "1-nearest neighbour", "s--"),
         ):
-            values = np.array([100 * each.value for each in found])
-            ends = 100 * np.array([each.interval() for each in found]).T
-            errors = np.abs(ends - values)
+            found = [point[key] for point in curve["points"]]
+            values = np.array([100 * each["accuracy"] for each in found])
+            errors = np.abs(100 * np.array([each["interval"] for each in found]).T - values)
             options = style | {"fmt": form, "markersize": 4, "capsize": 2}
             handles.append(
-                axes.errorbar(curve.at, values, errors, label=f"{name}, {what}", **options)
+                axes.errorbar(places, values, errors, label=f"{name}, {what}", **options)
             )
-        own = 100 * curve.test.own.value
-        handles.append(
-            axes.axhline(own, linestyle=":", linewidth=1, label=f"{name} itself", **style)
-        )
-    chance = 100 * next(iter(curves.values())).chance
-    handles.append(axes.axhline(chance, linewidth=1, color="0.5", label="chance"))
-    axes.set(title=title, xlabel=label, ylabel="test accuracy (%)", ylim=(0, 102))
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
+        own = 100 * curve["own"]["accuracy"]
+        handles.append(axes.axhline(own, ls=":", lw=1, label=f"{name} itself", **style))
+    handles.append(axes.axhline(100 * curve["chance"], lw=1, color="0.5", label="chance"))
+    axes.set(title=title, xlabel=x, ylabel="test accuracy (%)", ylim=(0, 102), xscale=scale)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(color="0.9")
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure

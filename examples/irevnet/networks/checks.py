@@ -16,20 +16,15 @@ def check_settings(
     widths: Sequence[int],
 ) -> None:
     """Raises unless a network can be built of these."""
-    if min(num_classes, in_channels) < 1:
-        raise ValueError(
-            f"{network} takes num_classes and in_channels of at least 1, got {num_classes} and "
-            f"{in_channels}."
-        )
     if not len(blocks) == len(strides) == len(widths) > 0:
         raise ValueError(
             f"{network} takes one number of blocks, one stride and one width for each stage, got "
             f"{blocks=}, {strides=}, {widths=}."
         )
-    if min(*blocks, *widths) < 1 or not set(strides) <= {1, 2}:
+    if min(num_classes, in_channels, *blocks, *widths) < 1 or not set(strides) <= {1, 2}:
         raise ValueError(
-            f"{network} takes blocks and widths of at least 1 and strides of 1 or 2, got "
-            f"{blocks=}, {strides=}, {widths=}."
+            f"{network} takes strides of 1 or 2, and all else of at least 1, got {num_classes=}, "
+            f"{in_channels=}, {blocks=}, {strides=}, {widths=}."
         )
 
 

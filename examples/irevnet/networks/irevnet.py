@@ -99,7 +99,6 @@ class IRevNet(nn.Module):
         check_settings("IRevNet", num_classes, in_channels, blocks, strides, widths)
         if inner_widths is None:
             inner_widths = [max(1, width // 4) for width in widths]
-        _check_bottlenecks(len(blocks), inner_widths, kernel_sizes)
         padding = _check_widths(in_channels, downsampling, strides, widths)
         self.in_channels = in_channels
         self.out_channels = 2 * widths[-1]
@@ -217,17 +216,6 @@ def _block(bottleneck: Bottleneck, stride: int, quantum: float | None) -> list[I
     f = nn.Sequential(PixelShuffle(stride, order="offset-major"), bottleneck)
     both = Parallel(_unshuffle(stride), _unshuffle(stride))
     return [both, AdditiveCoupling(f, quantum=quantum), Swap()]
-
-
-def _check_bottlenecks(
-    stages: int, inner_widths: Sequence[int], kernel_sizes: Sequence[int]
-) -> None:
-    if len(inner_widths) != stages or min(inner_widths) < 1:
-        raise ValueError(
-            f"IRevNet takes an inner width of at least 1 for each stage, got {inner_widths=}."
-        )
-    if len(kernel_sizes) != 3 or any(size < 1 or size % 2 == 0 for size in kernel_sizes):
-        raise ValueError(f"IRevNet takes three odd kernel sizes, got {kernel_sizes=}.")
 
 
 def _check_widths(

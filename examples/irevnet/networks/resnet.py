@@ -115,19 +115,11 @@ def stem(
 ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
     """What stands before the first stage: convolution, BatchNorm, ReLU and pooling."""
     if downsampling not in (1, 4):
-        raise ValueError(
-            "The stem has a downsampling of 4, as for ImageNet, or 1, as for small images, got "
-            f"{downsampling}."
-        )
+        raise ValueError(f"The stem has a downsampling of 4 or 1, got {downsampling}.")
     small = downsampling == 1
-    size, stride = (3, 1) if small else (7, 2)
+    first = convolution(in_channels, width, *((3, 1) if small else (7, 2)))
     pool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
-    return (
-        convolution(in_channels, width, size, stride),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        pool,
-    )
+    return first, nn.BatchNorm2d(width), nn.ReLU(inplace=True), pool
 
 
 def initialise(network: nn.Module) -> None:
