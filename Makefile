@@ -20,7 +20,7 @@ LIBRARY := tests invertible --ignore=tests/examples --ignore=tests/benchmarks
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# One for each core, yet no more than four: each takes up to 1.3 GB, and 15 seconds to begin.
+# One for each core, yet no more than four: each takes up to 2 GB, and 12 seconds to begin.
 PROCESSES := --numprocesses auto --maxprocesses 4 --dist worksteal
 SPHINX := $(BIN)/python -m sphinx -W --keep-going -n -q -E
 
