@@ -1,6 +1,6 @@
 """Draws the training loss and the test accuracy of runs, one over the other.
 
-As in figure 3 of the paper, the loss is a moving average over 100 steps::
+As in figure 3 of the paper, the loss is a moving average over 100 steps:
 
     python examples/irevnet/curves.py runs/irevnet/1 runs/irevnet/2 --out curves.png
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -42,14 +42,18 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
     kinds = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
         raise RunError(f"cannot draw {path}: its name must end in one of {', '.join(kinds)}.")
-    loss, accuracy = figure.subplots(1, 2)
+    names = short_names([(read_settings(folder)["preset"], folder) for folder in folders])
     logs = [read_log(folder) for folder in folders]
     try_writing(path)
-    for name, records in zip(short_names(list(map(_known, folders))), logs, strict=True):
-        steps, means = smoothed_losses(records)
-        form = "." if 1 in steps else "-"  # of each step, or a mean
-        loss.plot(steps, means, form, label=name, linewidth=1)
-        accuracy.plot(*accuracies(records), ".-", label=name, linewidth=1)
+    loss, accuracy = figure.subplots(1, 2)
+    for name, records in zip(names, logs, strict=True):
+        steps, means = smoothed([each for r in records for each in r.get("losses", [])])
+        # A point for each step, or a line through means.
+        loss.plot(steps, means, "." if 1 in steps else "-", label=name, linewidth=1)
+        tests = [
+            (r["iteration"], 100 * r["test_accuracy"]) for r in records if "test_accuracy" in r
+        ]
+        accuracy.plot(*np.reshape(tests, (-1, 2)).T, ".-", label=name, linewidth=1)
     loss.set_ylabel(f"training loss, mean of {WINDOW} steps\n(points: of each step)")
     accuracy.set_ylabel("test accuracy, top 1, %")
     for axes in (loss, accuracy):
@@ -61,27 +65,11 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def smoothed_losses(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def smoothed(losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """The last of each window of steps, and the mean loss in it; of few steps, the loss of each."""
-    losses = np.array([loss for record in records for loss in record.get("losses", [])])
-    if len(losses) < 2 * WINDOW:
-        return np.arange(1, len(losses) + 1), losses
-    sums = np.cumsum(np.concatenate([[0.0], losses]))
-    return np.arange(WINDOW, len(losses) + 1), (sums[WINDOW:] - sums[:-WINDOW]) / WINDOW
-
-
-def accuracies(records: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
-    """The step of each test, and its accuracy in percent."""
-    tests = [record for record in records if "test_accuracy" in record]
-    return [t["iteration"] for t in tests], [100 * t["test_accuracy"] for t in tests]
-
-
-def _known(folder: Path) -> tuple[str, Path]:
-    """Preset and path of a run."""
-    try:
-        return read_settings(folder)["preset"], folder
-    except (RunError, KeyError):
-        return "run", folder
+    window = WINDOW if len(losses) >= 2 * WINDOW else 1
+    steps = np.arange(window, len(losses) + 1)
+    return steps, np.convolve(losses, np.full(window, 1 / window), "valid") if losses else steps
 
 
 def run(settings: Settings, console: Console) -> None:

@@ -15,10 +15,10 @@ amplifies what rounding leaves in them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor
 
 from analyses import analysis
-from analyses.decoding import CAPTION, Decoded, decode, draw_rows
+from analyses.decoding import CAPTION, decode, draw_rows, some_decoded
 from errors import RunError, at_least
 from images.batches import plain
 from images.dataset import Images
@@ -37,7 +37,7 @@ from scripts import run_script
 from trainer.weights import Network
 
 Mode = Literal["float32", "float64", "exact"]
-Results = dict[str, dict[str, Decoded]]  # by the name of the images and the mode
+SOURCES = ("test images", "noises")
 
 
 @dataclass(frozen=True)
@@ -73,28 +73,31 @@ def run(settings: InvertSettings, console: Console) -> None:
     models = {mode: in_mode(network, mode) for mode in settings.modes}
     test = analysis.images(network, "test", settings.limit).images
     noises = noise(settings.noises, test.mode, test.size, settings.seed)
-    results: Results = {"test images": {}, "noises": {}}
-    for (name, found), every in zip(results.items(), (test, noises), strict=True):
+    figure = Figure((14 + 1.6 * len(models), 2.8 + 2.4 * len(models)), layout="constrained")
+    parts = figure.subfigures(2, 2, squeeze=False, width_ratios=(12, 2 + 1.6 * len(models)))
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, images, (left, right) in zip(SOURCES, (test, noises), parts, strict=True):
+        numbers[name], decoded, worst = {}, {}, {}
         for mode, model in models.items():
-            source = every.at_most(settings.float64_limit if mode == "float64" else None)
+            source = images.at_most(settings.float64_limit if mode == "float64" else None)
             batches = plain(source, network.config, analysis.device_of(network))
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
-                found[mode] = decode(model, epoch, len(source), normalise)
+                numbers[name][mode], worst[mode] = decode(model, epoch, normalise)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
-    numbers = {
-        name: {m: each.numbers for m, each in found.items()} for name, found in results.items()
-    }
-    rows = [
-        {"": name, "in": mode} | each
-        for name, modes in numbers.items()
-        for mode, each in modes.items()
-    ]
+            originals, decoded[f"decoded, {mode}"] = some_decoded(
+                model, images, network.config, normalise
+            )
+        draw_rows(left, {name: originals} | decoded)
+        errors = (f"{mode} {each['worst_error']:.0e}" for mode, each in numbers[name].items())
+        right.suptitle(f"largest errors: {', '.join(errors)}", fontsize=14)
+        draw_worst(right, list(worst.values()))
+    rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
     console.print(analysis.table(rows, CAPTION))
     about = analysis.provenance(settings, network)
-    analysis.save(settings.out, "invert", draw(results), about | numbers, console)
+    analysis.save(settings.out, "invert", figure, about | numbers, console)
 
 
 def in_mode(network: Network, mode: Mode) -> IRevNet:
@@ -104,29 +107,15 @@ def in_mode(network: Network, mode: Mode) -> IRevNet:
     return analysis.in_arithmetic(network, dtype=dtype, quantum=quantum)
 
 
-def draw(results: Results) -> Figure:
-    """Originals above their reconstructions, and beside them those of the largest errors."""
-    modes = max(map(len, results.values()))
-    size = 14 + 1.6 * modes, len(results) * (1.4 + 1.2 * modes)
-    figure = Figure(figsize=size, layout="constrained")
-    parts = figure.subfigures(len(results), 2, squeeze=False, width_ratios=(12, 2 + 1.6 * modes))
-    for (left, right), (name, found) in zip(parts, results.items(), strict=True):
-        first = next(iter(found.values()))
-        shown: Mapping[str, Iterable[Tensor]] = {name: first.originals} | {
-            f"decoded, {mode}": each.reconstructions
-            for mode, each in found.items()
-            # Fewer images are spread otherwise, and so are others.
-            if each.numbers["images"] == first.numbers["images"]
-        }
-        draw_rows(left, shown)
-        originals, images = zip(*(each.worst for each in found.values()), strict=True)
-        differences = [(a - b).abs() for a, b in zip(originals, images, strict=True)]
-        scaled = [each / each.max() for each in differences]
-        worst = {"original": originals, "decoded": images, "difference, the largest white": scaled}
-        draw_rows(right, worst)
-        errors = (f"{mode} {each.numbers['worst_error']:.0e}" for mode, each in found.items())
-        right.suptitle(f"largest errors: {', '.join(errors)}", fontsize=14)
-    return figure
+def draw_worst(figure: Any, pairs: Sequence[Tensor]) -> None:
+    """Draws originals above what is decoded, and above where it differs."""
+    differences = [(decoded - original).abs() for original, decoded in pairs]
+    rows = {
+        "original": [original for original, _ in pairs],
+        "decoded": [decoded for _, decoded in pairs],
+        "difference, the largest white": [each / each.max() for each in differences],
+    }
+    draw_rows(figure, rows)
 
 
 main = partial(run_script, InvertSettings, run)

@@ -118,20 +118,18 @@ _CIFAR10: dict[str, Any] = {
     "kernel_sizes": (3, 3, 3),
     "dropout": 0.1,
 }
-_FOUR = {"strides": (2, 2, 2, 2), "stem_width": 16, "downsampling": 1}
-_THREE = {"strides": (2, 2, 2), "stem_width": 16, "downsampling": 1, "in_channels": 1}
+_FOUR = {"strides": (2, 2, 2, 2), "downsampling": 1}
+_THREE = {"strides": (2, 2, 2), "downsampling": 1, "in_channels": 1}
 _RESNET50 = {
     "blocks": (3, 4, 6, 3),
     "strides": (1, 2, 2, 2),
     "widths": (64, 128, 256, 512),
-    "stem_width": 64,
     "downsampling": 4,
 }
 _REVNET56 = {
     "blocks": (2, 2, 3, 2),
     "strides": (1, 2, 2, 2),
     "widths": (512, 1024, 2048, 3328),
-    "stem_width": 128,
     "downsampling": 4,
 }
 

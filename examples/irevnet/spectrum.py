@@ -46,60 +46,20 @@ class SpectrumSettings(analysis.Settings):
     samples: int = 64  # Random directions that estimate an energy
 
 
-class Jacobian(LinearOperator):  # type: ignore[misc]
+def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> LinearOperator:
     """The matrix of derivatives at a point, known by its products ``J @ v`` and ``J.T @ u``.
 
     Args:
         function: Maps float64 tensors of a batch of one.
         x: The point, of shape :math:`(1, *)`.
     """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        y, pull = vjp(function, x)  # type: ignore[misc]
-        # The derivative of the linear u -> J.T u is J. At a time one direction is faster so than
-        # by forward mode, which warns that torch.jit is deprecated besides (torch 2.13).
-        _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(y))  # type: ignore[misc]
-        self._push, self._pull = _on_columns(push, x), _on_columns(pull, y)
-        super().__init__(np.float64, (y.numel(), x.numel()))
-
-    def _matmat(self, array: np.ndarray) -> np.ndarray:
-        return self._push(array)
-
-    def _rmatmat(self, array: np.ndarray) -> np.ndarray:
-        return self._pull(array)
-
-    _matvec, _rmatvec = _matmat, _rmatmat
-
-    def full(self) -> np.ndarray:
-        """All of it: for few inputs."""
-        rows, columns = self.shape
-        # Going back costs a fourth of going forward, or less.
-        return (self.T @ np.eye(rows)).T if rows <= 4 * columns else self @ np.eye(columns)
-
-    def leading(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The largest singular values by the Lanczos method (ARPACK), the largest first.
-
-        Beside them, how far off they are at most; and the right singular vectors, in columns.
-        """
-        left, values, right = svds(self, count, v0=rng.standard_normal(min(self.shape)))
-        order = np.argsort(values)[::-1]
-        u, s, v = left[:, order], values[order], right[order].T
-        residuals = (np.linalg.norm(r, axis=0) for r in (self @ v - u * s, self.T @ u - v * s))
-        return s, np.maximum(*residuals), v
-
-    def energies(self, samples: int, rng: np.random.Generator, without: Any = None) -> np.ndarray:
-        r"""Independent estimates of the energy :math:`\|J\|_F^2`, the sum of squares of all.
-
-        Each is :math:`\|J z\|^2` with random signs :math:`z`: Hutchinson's estimator of the trace
-        of :math:`J^\top J`. That of orthonormal columns is left out: ``without`` the leading
-        singular vectors, the estimates vary less.
-        """
-        signs = rng.choice([-1.0, 1.0], size=(self.shape[1], samples))
-        if without is not None:
-            signs -= without @ (without.T @ signs)
-        return np.square(self @ signs).sum(0)
+    y, pull = vjp(function, x)  # type: ignore[misc]
+    # The derivative of the linear u -> J.T u is J. At a time one direction is faster so than by
+    # forward mode, which warns that torch.jit is deprecated besides (torch 2.13).
+    _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(y))  # type: ignore[misc]
+    forward, back = _on_columns(push, x), _on_columns(pull, y)
+    shape = y.numel(), x.numel()
+    return LinearOperator(shape, forward, back, matmat=forward, rmatmat=back, dtype=np.float64)
 
 
 def _on_columns(
@@ -113,6 +73,42 @@ def _on_columns(
         return each(rows.to(like)).detach().T.cpu().numpy()
 
     return product
+
+
+def full(jacobian: LinearOperator) -> np.ndarray:
+    """All of the matrix: for few inputs."""
+    rows, columns = jacobian.shape
+    # Going back costs a fourth of going forward, or less.
+    return (jacobian.T @ np.eye(rows)).T if rows <= 4 * columns else jacobian @ np.eye(columns)
+
+
+def leading(
+    jacobian: LinearOperator, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values by the Lanczos method (ARPACK), the largest first.
+
+    Beside them, how far off they are at most; and the right singular vectors, in columns.
+    """
+    left, values, right = svds(jacobian, count, v0=rng.standard_normal(min(jacobian.shape)))
+    order = np.argsort(values)[::-1]
+    u, s, v = left[:, order], values[order], right[order].T
+    residuals = (np.linalg.norm(r, axis=0) for r in (jacobian @ v - u * s, jacobian.T @ u - v * s))
+    return s, np.maximum(*residuals), v
+
+
+def energies(
+    jacobian: LinearOperator, samples: int, rng: np.random.Generator, without: Any = None
+) -> np.ndarray:
+    r"""Independent estimates of the energy :math:`\|J\|_F^2`, the sum of squares of all.
+
+    Each is :math:`\|J z\|^2` with random signs :math:`z`: Hutchinson's estimator of the trace of
+    :math:`J^\top J`. That of orthonormal columns is left out: ``without`` the leading singular
+    vectors, the estimates vary less.
+    """
+    signs = rng.choice([-1.0, 1.0], size=(jacobian.shape[1], samples))
+    if without is not None:
+        signs -= without @ (without.T @ signs)
+    return np.square(jacobian @ signs).sum(0)
 
 
 @dataclass(frozen=True)
@@ -151,32 +147,21 @@ class Spectrum:
 
 def full_spectrum(matrix: np.ndarray) -> Spectrum:
     """All singular values of a matrix."""
-    rows, columns = matrix.shape
     # NumPy's svd takes five times as long.
     values = torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-    return Spectrum(values, rows, columns, float(np.square(values).sum()))
+    return Spectrum(values, len(matrix), matrix.shape[1], float(np.square(values).sum()))
 
 
 def leading_spectrum(
-    jacobian: Jacobian, count: int, samples: int, rng: np.random.Generator
+    jacobian: LinearOperator, count: int, samples: int, rng: np.random.Generator
 ) -> Spectrum:
     """The largest singular values, and an estimate of the energy of all."""
     rows, columns = jacobian.shape
-    values, residuals, vectors = jacobian.leading(min(count, columns - 1), rng)  # ARPACK's most
-    rest = jacobian.energies(samples, rng, without=vectors)
+    values, residuals, vectors = leading(jacobian, min(count, columns - 1), rng)  # ARPACK's most
+    rest = energies(jacobian, samples, rng, without=vectors)
     energy = float(np.square(values).sum() + rest.mean())
     error = float(rest.std(ddof=1) / np.sqrt(samples))
     return Spectrum(values, rows, columns, energy, float(residuals.max()), error)
-
-
-def decoding(inverse: Jacobian, samples: int, rng: np.random.Generator) -> dict[str, float]:
-    """By how much decoding amplifies an error in the features, by Euclidean norms.
-
-    ``worst`` in the worst direction, ``random`` in random ones, a root mean square.
-    """
-    worst, _, _ = inverse.leading(1, rng)
-    mean = inverse.energies(samples, rng).mean() / inverse.shape[1]
-    return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
 
 
 def run(settings: SpectrumSettings, console: Console) -> None:
@@ -193,23 +178,27 @@ def run(settings: SpectrumSettings, console: Console) -> None:
     for index, x in enumerate(points.split(1)):
         name = f"test image {index * every // len(points):,}"
         with console.status(name):
-            jacobian = Jacobian(model.features, x.double())
-            spectra[name] = (
-                full_spectrum(jacobian.full())
-                if x.numel() <= settings.full_up_to
-                else leading_spectrum(jacobian, settings.leading, settings.samples, rng)
-            )
-            inverse = Jacobian(model.inverse, model.features(x.double()))
-            errors = decoding(inverse, settings.samples, rng)
+            forward = jacobian(model.features, x.double())
+            back = jacobian(model.inverse, model.features(x.double()))
+            if x.numel() <= settings.full_up_to:
+                spectra[name] = full_spectrum(full(forward))
+            else:
+                spectra[name] = leading_spectrum(forward, settings.leading, settings.samples, rng)
             with torch.no_grad():
-                decoded = single.inverse(single.features(x))
-        errors["all_in_float32"] = relative_error(x, decoded).item()
-        found.append({"image": name} | summary(spectra[name], errors))
-    console.print(
-        analysis.table([{"": key} | {i["image"]: i[key] for i in found} for key in found[0]])
-    )
+                error = relative_error(x, single.inverse(single.features(x))).item()
+            grows = growth(back, settings.samples, rng) | {"all_in_float32": error}
+        found.append({"image": name} | summary(spectra[name], grows))
+    rows = [{"": key} | {each["image"]: each[key] for each in found} for key in found[0]]
+    console.print(analysis.table(rows))
     about = analysis.provenance(settings, network) | {"images": found}
     analysis.save(settings.out, "spectrum", draw(spectra), about, console)
+
+
+def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> dict[str, float]:
+    """By how much decoding amplifies an error, at worst and as a root mean square."""
+    worst, _, _ = leading(inverse, 1, rng)
+    mean = energies(inverse, samples, rng).mean() / inverse.shape[1]
+    return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
 
 
 def summary(spectrum: Spectrum, errors: Mapping[str, float]) -> dict[str, Any]:

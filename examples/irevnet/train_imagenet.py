@@ -34,7 +34,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analyses.analysis import table
-from analyses.decoding import CAPTION, decode, draw_pairs
+from analyses.decoding import CAPTION, decode, draw_pairs, some_decoded
 from curves import CURVES, draw_curves
 from errors import RunError
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
@@ -333,9 +333,10 @@ def report(training: Training, folder: RunFolder, console: Terminal) -> None:
     if is_invertible(model):
         model.eval()
         test = plain(open_images(training.config, "test"), training.config, training.device)
-        found = decode(model, test.epoch(), len(test.images), training.normalise)
-        draw_pairs(found, folder.path / PICTURE)
-        console.print(table([found.numbers], CAPTION))
+        found, _ = decode(model, test.epoch(), training.normalise)
+        shown = some_decoded(model, test.images, training.config, training.normalise)
+        draw_pairs(folder.path / PICTURE, *shown)
+        console.print(table([found], CAPTION))
         console.print(f"Originals above their reconstructions: {folder.path / PICTURE}")
     else:
         console.print(f"Best test accuracy, top 1: {training.best_accuracy:.2%}")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from analyses.analysis import short_names
-from curves import accuracies, draw_curves, main, smoothed_losses
+from curves import draw_curves, main, smoothed
 
 
 def write_run(folder, losses, preset="digits"):
@@ -24,13 +24,9 @@ def write_run(folder, losses, preset="digits"):
     return folder
 
 
-def records(losses):
-    return [{"losses": losses[:70]}, {"epoch": 1}, {"losses": losses[70:]}]
-
-
 def test_the_loss_is_a_moving_average_over_100_steps():
     losses = np.random.default_rng(0).random(250).tolist()
-    steps, means = smoothed_losses(records(losses))
+    steps, means = smoothed(losses)
     assert (steps[0], steps[-1], len(steps)) == (100, 250, 151)
     assert means[0] == pytest.approx(np.mean(losses[:100]))
     assert means[-1] == pytest.approx(np.mean(losses[-100:]))
@@ -38,7 +34,7 @@ def test_the_loss_is_a_moving_average_over_100_steps():
 
 @pytest.mark.parametrize("count", [1, 3, 99, 100, 199])
 def test_a_short_run_has_a_point_for_each_step(tmp_path, count):
-    steps, losses = smoothed_losses(records(list(range(count))))
+    steps, losses = smoothed(list(range(count)))
     assert (list(steps), list(losses)) == (list(range(1, count + 1)), list(range(count)))
     run = write_run(tmp_path / "run", [1.0] * count)
     draw_curves([run], tmp_path / "x.png")
@@ -47,13 +43,8 @@ def test_a_short_run_has_a_point_for_each_step(tmp_path, count):
 
 
 def test_a_run_without_steps_has_no_curve():
-    steps, means = smoothed_losses([])
+    steps, means = smoothed([])
     assert len(steps) == len(means) == 0
-
-
-def test_accuracies_stand_at_their_steps():
-    tests = [{"iteration": 3, "test_accuracy": 0.5}, {"losses": [1.0]}]
-    assert accuracies(tests) == ([3], [50.0])
 
 
 def test_runs_are_drawn_over_one_another(tmp_path, capsys):
@@ -67,13 +58,6 @@ def test_runs_are_drawn_over_one_another(tmp_path, capsys):
     orange = [255, 127, 14]
     assert (pictures["both"] == orange).all(1).any()
     assert not (pictures["one"] == orange).all(1).any()
-
-
-def test_a_run_without_settings_is_drawn(tmp_path):
-    run = write_run(tmp_path / "run", [1.0])
-    (run / "settings.json").unlink()
-    draw_curves([run], tmp_path / "curves.pdf")
-    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_a_folder_without_a_log_is_named(tmp_path, capsys):

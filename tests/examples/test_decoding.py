@@ -1,12 +1,16 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from analyses.decoding import SHOWN, decode, draw_pairs, draw_rows
+from analyses.decoding import SHOWN, decode, draw_pairs, draw_rows, some_decoded
+from experiment.settings import recipe
 from images.batches import Normalise
+from images.dataset import of_array
 
 CPU = torch.device("cpu")
 
@@ -43,22 +47,22 @@ NORMALISE = Already([0.5], [0.25], CPU)
 
 def of(*factors, images=None):
     x = torch.randn(len(factors), 1, 2, 2) if images is None else images
-    return decode(Off(*factors), [(x, torch.zeros(len(x)))], len(x), NORMALISE)
+    return decode(Off(*factors), [(x, torch.zeros(len(x)))], NORMALISE)[0]
 
 
 def test_errors_are_relative_to_each_image():
     decoded = of(1.0, 1.5, 1.25)
-    assert decoded.numbers["relative_error"] == pytest.approx(0.25)
-    assert decoded.numbers["worst_error"] == pytest.approx(0.5)
+    assert decoded["relative_error"] == pytest.approx(0.25)
+    assert decoded["worst_error"] == pytest.approx(0.5)
 
 
 def test_pixels_are_compared_with_white_being_1():
     x = torch.tensor([1.0, 2.0, -1.0, 0.0]).reshape(1, 1, 2, 2)
-    assert of(2.0, images=x).numbers["worst_pixel"] == pytest.approx(2 * 0.25)
+    assert of(2.0, images=x)["worst_pixel"] == pytest.approx(2 * 0.25)
 
 
 def test_images_in_every_bit_are_counted():
-    assert of(1.0, 1.0 + 2**-20, 1.0).numbers["bit_for_bit"] == 2
+    assert of(1.0, 1.0 + 2**-20, 1.0)["bit_for_bit"] == 2
 
 
 def test_the_worst_image_is_kept_whichever_batch_it_is_in():
@@ -71,8 +75,7 @@ def test_the_worst_image_is_kept_whichever_batch_it_is_in():
             model.factors.data = torch.tensor(next(factors))
             yield batch, torch.zeros(3)
 
-    decoded = decode(model, with_factors(), 9, NORMALISE)
-    original, image = decoded.worst
+    _, (original, image) = decode(model, with_factors(), NORMALISE)
     torch.testing.assert_close(original, NORMALISE.undo(batches[1][2]))
     torch.testing.assert_close(image, NORMALISE.undo(3 * batches[1][2]))
 
@@ -81,24 +84,11 @@ def test_the_worst_image_is_kept_whichever_batch_it_is_in():
 def test_what_is_not_finite_is_infinitely_wrong(factor):
     decoded = of(1.0, factor)
     measured = ("relative_error", "worst_error", "worst_pixel")
-    assert [decoded.numbers[name] for name in measured] == [math.inf] * 3
+    assert [decoded[name] for name in measured] == [math.inf] * 3
 
 
 def test_an_image_of_zeros_can_come_back_right():
-    assert of(1.0, images=torch.zeros(1, 1, 2, 2)).numbers["relative_error"] == 0
-
-
-def test_the_images_that_are_shown_are_spread_over_all_batches():
-    x = torch.arange(30.0).reshape(30, 1, 1, 1).expand(-1, 1, 2, 2)
-    decoded = decode(
-        Off(*[1.0] * 7), [(part, torch.zeros(len(part))) for part in x.split(7)], 30, NORMALISE
-    )
-    shown = (decoded.originals - 0.5) / 0.25
-    assert shown[:, 0, 0, 0].tolist() == [30 * i // SHOWN for i in range(SHOWN)]
-
-
-def test_fewer_images_than_are_shown_are_all_shown():
-    assert len(of(1.0, 1.0, 1.0).originals) == 3
+    assert of(1.0, images=torch.zeros(1, 1, 2, 2))["relative_error"] == 0
 
 
 def test_it_computes_in_the_dtype_of_the_weights():
@@ -106,9 +96,10 @@ def test_it_computes_in_the_dtype_of_the_weights():
         def features(self, x):
             return nn.functional.conv2d(x, self.factors.view(1, 1, 1, 1))
 
-    model = Convolving(1.0).double()
-    decoded = decode(model, [(torch.randn(1, 1, 2, 2), torch.zeros(1))], 1, NORMALISE)
-    assert decoded.originals.dtype == torch.float64
+    _, worst = decode(
+        Convolving(1.0).double(), [(torch.randn(1, 1, 2, 2), torch.zeros(1))], NORMALISE
+    )
+    assert worst.dtype == torch.float64
 
 
 def numbered():
@@ -122,9 +113,9 @@ def test_the_classes_found_are_compared_with_the_labels():
         def classify(self, phi):
             return super().classify(phi)[:, :5]
 
-    found = decode(Below5(*[1.0] * 8), numbered(), 20, Normalise([0.0], [1.0], CPU))
-    assert found.numbers["accuracy"] == 0.5
-    assert found.numbers["bit_for_bit"] == 20
+    found, _ = decode(Below5(*[1.0] * 8), numbered(), Normalise([0.0], [1.0], CPU))
+    assert found["accuracy"] == 0.5
+    assert found["bit_for_bit"] == 20
 
 
 def test_the_picture_is_a_grid_with_a_title_above_each_row():
@@ -135,7 +126,14 @@ def test_the_picture_is_a_grid_with_a_title_above_each_row():
     assert [len(place.images) for place in figure.axes] == [1, 1, 1, 1, 1, 0]
 
 
-def test_originals_are_drawn_above_what_is_decoded(tmp_path):
-    found = decode(Off(*[1.0] * 8), numbered(), 20, Normalise([0.0], [1.0], CPU))
-    draw_pairs(found, tmp_path / "picture.png")
+@pytest.mark.parametrize(("count", "shown"), [(30, SHOWN), (3, 3)])
+def test_some_images_are_shown_evenly_spread_above_what_is_decoded(tmp_path, count, shown):
+    pixels = np.arange(count, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
+    images = of_array(pixels, np.zeros(count, np.int64), "0")
+    normalise = Normalise([0.0], [1.0], CPU)
+    config = replace(recipe("digits"), workers=0)
+    originals, decoded = some_decoded(Off(*[0.5] * 12), images, config, normalise)
+    assert (255 * originals[:, 0, 0, 0]).tolist() == [count * i // shown for i in range(shown)]
+    assert torch.equal(decoded, originals / 2)
+    draw_pairs(tmp_path / "picture.png", originals, decoded)
     assert (tmp_path / "picture.png").stat().st_size > 0

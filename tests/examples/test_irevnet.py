@@ -268,12 +268,10 @@ def test_the_docstring_example_runs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_classes": 0}, "all else of at least 1, got num_classes=0"),
-        ({"in_channels": 0}, "all else of at least 1, got .*in_channels=0"),
         ({"blocks": (1, 2, 3)}, r"for each stage, got blocks=\(1, 2, 3\), strides=\(1, 2\)"),
         ({"blocks": (), "strides": (), "widths": ()}, "for each stage"),
-        ({"blocks": (0, 1)}, r"at least 1, got .*blocks=\(0, 1\)"),
-        ({"strides": (1, 3)}, r"strides of 1 or 2, .*strides=\(1, 3\)"),
+        ({"blocks": (0, 1)}, r"at least 1 block, .* got blocks=\(0, 1\)"),
+        ({"strides": (1, 3)}, r"stride of 1 or 2 .*strides=\(1, 3\)"),
         ({"widths": (8, 16)}, "stride 2 behind a width of 8, so its width must be 32, got 16"),
         ({"strides": (1, 1)}, "stride 1 behind a width of 8, so its width must be 8, got 32"),
         ({"widths": (4, 16)}, r"gets 12 channels, from 3 .* may have more.* Got widths\[0\]=4"),

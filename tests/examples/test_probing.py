@@ -10,7 +10,7 @@ import dimensionality
 import separation
 from analyses import probing
 from analyses.analysis import few_images, images, normalised
-from analyses.probing import choose_cost, probe, read_features, share, spread_blocks, standardised
+from analyses.probing import linear_svm, probe, read_features, share, spread_blocks, standardised
 from dimensionality import dimensions
 from errors import RunError
 from experiment.settings import recipe
@@ -130,7 +130,7 @@ def test_a_low_cost_is_chosen_where_features_are_noise_and_a_high_one_where_scal
     noise = 3 * rng.standard_normal((300, 200))
     noisy = (np.hstack([signal, noise]).astype(np.float32), labels)
     small = ((0.01 * (signal - 1)).astype(np.float32), labels)
-    assert choose_cost(noisy, seed=0) < choose_cost(small, seed=0)
+    assert linear_svm(noisy, seed=0).C < linear_svm(small, seed=0).C
 
 
 def found(right, images):

@@ -9,7 +9,17 @@ import spectrum
 from analyses.analysis import few_images, in_arithmetic
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
 from networks.irevnet import IRevNet
-from spectrum import Jacobian, decoding, draw, full_spectrum, leading_spectrum, main
+from spectrum import (
+    draw,
+    energies,
+    full_spectrum,
+    growth,
+    leading,
+    leading_spectrum,
+    main,
+)
+from spectrum import full as full_matrix
+from spectrum import jacobian as jacobian_of
 from trainer.weights import load_network
 
 CPU = torch.device("cpu")
@@ -37,17 +47,17 @@ def x(trained):
 
 @pytest.fixture(scope="module")
 def jacobian(model, x):
-    return Jacobian(model.features, x.double())
+    return jacobian_of(model.features, x.double())
 
 
 @pytest.fixture(scope="module")
 def inverse(model, x):
-    return Jacobian(model.inverse, model.features(x.double()))
+    return jacobian_of(model.inverse, model.features(x.double()))
 
 
 @pytest.fixture(scope="module")
 def full(jacobian):
-    return jacobian.full()
+    return full_matrix(jacobian)
 
 
 @pytest.fixture
@@ -71,7 +81,7 @@ def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix():
     with torch.no_grad():
         explicit = network(units.view(48, 3, 4, 4)).flatten(1).T
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
-    found = full_spectrum(Jacobian(network, x).full())
+    found = full_spectrum(full_matrix(jacobian_of(network, x)))
     np.testing.assert_allclose(found.values, torch.linalg.svdvals(explicit))
     assert found.values[0] > 1.1
 
@@ -90,7 +100,7 @@ def test_products_with_the_matrix_and_its_transpose_are_those_of_the_matrix(jaco
 
 
 def test_the_leading_singular_values_are_those_of_the_full_matrix(jacobian, full, rng):
-    values, residuals, vectors = jacobian.leading(20, rng)
+    values, residuals, vectors = leading(jacobian, 20, rng)
     np.testing.assert_allclose(values, np.linalg.svdvals(full)[:20])
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(20), atol=1e-10)
     assert residuals.shape == (20,)
@@ -104,18 +114,18 @@ def test_residuals_tell_when_singular_values_are_wrong(jacobian, rng, monkeypatc
 
     svds = spectrum.svds
     monkeypatch.setattr(spectrum, "svds", wrong)
-    np.testing.assert_allclose(jacobian.leading(5, rng)[1], 0.01, rtol=1e-6)
+    np.testing.assert_allclose(leading(jacobian, 5, rng)[1], 0.01, rtol=1e-6)
 
 
 def test_energies_estimate_the_sum_of_squares(jacobian, full, rng):
-    found = jacobian.energies(200, rng)
+    found = energies(jacobian, 200, rng)
     error = found.std(ddof=1) / np.sqrt(200)
     assert abs(found.mean() - np.square(full).sum()) < 4 * error < 0.1 * found.mean()
 
 
 def test_energies_without_the_leading_vectors_estimate_the_rest(jacobian, full, rng):
-    *_, vectors = jacobian.leading(20, rng)
-    found = jacobian.energies(200, rng, without=vectors)
+    *_, vectors = leading(jacobian, 20, rng)
+    found = energies(jacobian, 200, rng, without=vectors)
     error = found.std(ddof=1) / np.sqrt(200)
     assert abs(found.mean() - np.square(np.linalg.svdvals(full)[20:]).sum()) < 4 * error
 
@@ -152,13 +162,13 @@ def test_a_bijective_network_preserves_volume_though_it_stretches(full):
 
 
 def test_the_inverse_has_the_inverse_spectrum(inverse, full):
-    inverse = full_spectrum(inverse.full())
+    inverse = full_spectrum(full_matrix(inverse))
     np.testing.assert_allclose(inverse.values, 1 / full_spectrum(full).values[::-1])
 
 
 def test_an_injective_network_has_as_many_singular_values_as_the_image(injective):
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
-    full = Jacobian(injective.features, x).full()
+    full = full_matrix(jacobian_of(injective.features, x))
     found = full_spectrum(full)
     expected = torch.autograd.functional.jacobian(injective.features, x)
     np.testing.assert_allclose(full, expected.view(256, 48), atol=1e-12)
@@ -168,14 +178,14 @@ def test_an_injective_network_has_as_many_singular_values_as_the_image(injective
 
 
 def test_what_decoding_does_to_errors_is_the_spectrum_of_the_inverse(inverse, full, rng):
-    found = decoding(inverse, 300, rng)
+    found = growth(inverse, 300, rng)
     values = 1 / np.linalg.svdvals(full)
     assert found["worst"] == pytest.approx(values[-1])
     assert found["random"] == pytest.approx(np.sqrt(np.square(values).mean()), rel=0.05)
 
 
 def test_decoding_amplifies_a_real_error_as_told(model, inverse, x, full, rng):
-    found = decoding(inverse, 2, rng)
+    found = growth(inverse, 2, rng)
     phi = model.features(x.double())
     worst = torch.from_numpy(np.linalg.svd(full)[0][:, -1]).view_as(phi)
     moved = model.inverse(phi + 1e-6 * worst) - x.double()

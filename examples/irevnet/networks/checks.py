@@ -1,4 +1,4 @@
-"""What every network asks of its settings and of the images."""
+"""What every network asks of its stages and of the images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def check_settings(
-    network: str,
-    num_classes: int,
-    in_channels: int,
-    blocks: Sequence[int],
-    strides: Sequence[int],
-    widths: Sequence[int],
+def check_stages(
+    network: str, blocks: Sequence[int], strides: Sequence[int], widths: Sequence[int]
 ) -> None:
     """Raises unless a network can be built of these."""
-    if not len(blocks) == len(strides) == len(widths) > 0:
+    known = len(blocks) == len(strides) == len(widths) > 0
+    if not known or min(*blocks, *widths) < 1 or not set(strides) <= {1, 2}:
         raise ValueError(
-            f"{network} takes one number of blocks, one stride and one width for each stage, got "
-            f"{blocks=}, {strides=}, {widths=}."
-        )
-    if min(num_classes, in_channels, *blocks, *widths) < 1 or not set(strides) <= {1, 2}:
-        raise ValueError(
-            f"{network} takes strides of 1 or 2, and all else of at least 1, got {num_classes=}, "
-            f"{in_channels=}, {blocks=}, {strides=}, {widths=}."
+            f"{network} takes at least 1 block, a stride of 1 or 2 and a width of at least 1 for "
+            f"each stage, got {blocks=}, {strides=}, {widths=}."
         )
 
 

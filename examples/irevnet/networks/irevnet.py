@@ -27,7 +27,7 @@ from invertible import (
     Split,
     Swap,
 )
-from networks.checks import check_images, check_settings
+from networks.checks import check_images, check_stages
 from networks.convolution import convolution
 
 
@@ -96,7 +96,7 @@ class IRevNet(nn.Module):
         quantum: float | None = 2**-16,
     ) -> None:
         super().__init__()
-        check_settings("IRevNet", num_classes, in_channels, blocks, strides, widths)
+        check_stages("IRevNet", blocks, strides, widths)
         if inner_widths is None:
             inner_widths = [max(1, width // 4) for width in widths]
         padding = _check_widths(in_channels, downsampling, strides, widths)

@@ -13,7 +13,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from networks.checks import check_images, check_settings
+from networks.checks import check_images, check_stages
 from networks.convolution import convolution
 
 
@@ -27,14 +27,14 @@ class ResNet(nn.Module):
     those of :class:`IRevNet`, and so are arguments, but for
 
     Args:
-        widths: Channels of the 3x3 convolutions in each stage; its output has 4 times as many.
-        stem_width: Channels in front of the first stage.
+        widths: Channels of the 3x3 convolutions in each stage, and of the stem; the output of a
+            stage has 4 times as many.
         downsampling: 4 for ImageNet's stem, a 7x7 convolution and max-pooling, both of stride 2;
             1 for a 3x3 convolution.
 
     Example:
         >>> settings = {"blocks": (1, 1), "strides": (1, 2), "widths": (8, 16)}
-        >>> network = ResNet(10, **settings, stem_width=8, downsampling=1)
+        >>> network = ResNet(10, **settings, downsampling=1)
         >>> network(torch.rand(4, 3, 16, 16)).shape
         torch.Size([4, 10])
     """
@@ -47,15 +47,14 @@ class ResNet(nn.Module):
         blocks: Sequence[int],
         strides: Sequence[int],
         widths: Sequence[int],
-        stem_width: int,
         downsampling: int,
     ) -> None:
         super().__init__()
-        check_settings("ResNet", num_classes, in_channels, blocks, strides, widths)
+        check_stages("ResNet", blocks, strides, widths)
         self.in_channels = in_channels
         self.stride = downsampling * prod(strides)
-        self.conv1, self.bn1, self.relu, self.maxpool = stem(in_channels, stem_width, downsampling)
-        channels = stem_width
+        self.conv1, self.bn1, self.relu, self.maxpool = stem(in_channels, widths[0], downsampling)
+        channels = widths[0]
         for stage, (count, stride, width) in enumerate(zip(blocks, strides, widths, strict=True)):
             first = Bottleneck(channels, width, stride)
             channels = 4 * width

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from invertible import InvertibleSequential, Merge, Quantize, ReversibleBlock, Split
-from networks.checks import check_images, check_settings
+from networks.checks import check_images, check_stages
 from networks.convolution import convolution
 from networks.irevnet import Bottleneck
 from networks.resnet import initialise, stem
@@ -32,13 +32,13 @@ class RevNet(nn.Module):
     :class:`IRevNet`, and so are arguments, but for
 
     Args:
-        widths: Channels of both halves in each stage, even.
-        stem_width: Channels in front of the first stage, even.
+        widths: Channels of both halves in each stage, multiples of 8; the stem has a quarter of
+            the first.
         downsampling: 4 or 1, as of :class:`ResNet`.
 
     Example:
         >>> settings = {"blocks": (2, 2), "strides": (1, 2), "widths": (16, 32)}
-        >>> network = RevNet(10, **settings, stem_width=8, downsampling=1)
+        >>> network = RevNet(10, **settings, downsampling=1)
         >>> network(torch.rand(4, 3, 16, 16)).shape
         torch.Size([4, 10])
     """
@@ -51,32 +51,28 @@ class RevNet(nn.Module):
         blocks: Sequence[int],
         strides: Sequence[int],
         widths: Sequence[int],
-        stem_width: int,
         downsampling: int,
         checkpoint: bool = True,
         quantum: float | None = 2**-16,
     ) -> None:
         super().__init__()
-        check_settings("RevNet", num_classes, in_channels, blocks, strides, widths)
-        if any(width % 2 for width in (stem_width, *widths)):
-            raise ValueError(f"RevNet takes even widths, got {stem_width=} and {widths=}.")
+        check_stages("RevNet", blocks, strides, widths)
+        if any(width % 8 for width in widths):
+            raise ValueError(f"RevNet takes widths that are multiples of 8, got {widths=}.")
         self.in_channels = in_channels
         self.stride = downsampling * prod(strides)
-        self.stem = nn.Sequential(*stem(in_channels, stem_width, downsampling))
+        channels = widths[0] // 4
+        self.stem = nn.Sequential(*stem(in_channels, channels, downsampling))
         self.stored, self.reversible = nn.ModuleList(), nn.ModuleList()
-        channels = stem_width
         for stage, (count, stride, width) in enumerate(zip(blocks, strides, widths, strict=True)):
             self.stored.append(StoredUnit(channels, width, stride, first=stage == 0))
-            residuals = [_residual(width) for _ in range(2 * (count - 1))]
-            pairs = zip(residuals[::2], residuals[1::2], strict=True)
+            grid = [] if quantum is None else [Quantize(quantum)]
+            units = (
+                ReversibleBlock(_residual(width), _residual(width), quantum=quantum)
+                for _ in range(count - 1)
+            )
             self.reversible.append(
-                InvertibleSequential(
-                    *([] if quantum is None else [Quantize(quantum)]),
-                    Split(),
-                    *(ReversibleBlock(f, g, quantum=quantum) for f, g in pairs),
-                    Merge(),
-                    checkpoint=checkpoint,
-                )
+                InvertibleSequential(*grid, Split(), *units, Merge(), checkpoint=checkpoint)
             )
             channels = width
         self.norm = nn.BatchNorm2d(channels)
