@@ -22,8 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples/irevnet"))
 
-from images.dataset import Images, Key
-from images.folders import read_folder
+from experiment.settings import Config
+from images.batches import Key, Squares
+from images.dataset import Images
+from images.readers import read_folder
 
 Task = Callable[[Sequence[Key]], object]
 
@@ -57,11 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = read_folder(flags.data, "train")
     indices = range(min(flags.images, len(images)))
     in_order: list[Key] = [(index, None) for index in indices]
-    augmented: list[Key] = [(index, index) for index in indices]
+    augmented: list[Key] = [(index, str(index)) for index in indices]
+    squares = Squares(images, Config())
     tasks = {
         "decoded": (lambda keys: decode(images, keys), in_order),
-        "cropped for training": (images.__getitems__, augmented),
-        "cropped for a test": (images.__getitems__, in_order),
+        "cropped for training": (squares.__getitems__, augmented),
+        "cropped for a test": (squares.__getitems__, in_order),
     }
     print(f"Images per second and core, {len(indices)} images:")
     for name, (task, keys) in tasks.items():

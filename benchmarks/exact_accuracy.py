@@ -23,7 +23,8 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
 from experiment.settings import Config
 from experiment.settings import recipe as recipe_of
 from images.batches import Batches, Normalise, load_training
-from images.dataset import Images, Order, numbered, of_array
+from images.dataset import Images, numbered
+from images.readers import of_array
 from presets import PRESETS
 
 QUANTUM = 2**-16
@@ -47,12 +48,7 @@ class Task:
             return load_training(self.recipe, cpu)
         parts = (("train", self.images), ("test", self.test_images))
         train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
-        order = Order(len(train), self.recipe.batch_size, train=True)
-        test_order = Order(len(test), self.recipe.batch_size, train=False)
-        return (
-            Batches(train, order, self.recipe, cpu, held=True),
-            Batches(test, test_order, self.recipe, cpu, held=True),
-        )
+        return Batches(train, self.recipe, cpu, train=True), Batches(test, self.recipe, cpu)
 
 
 def digits_task(epochs: int = 40) -> Task:
@@ -66,7 +62,7 @@ def cifar10_task(
     folder: Path, *, blocks: tuple[int, ...], images: int, test_images: int, epochs: int
 ) -> Task:
     """A small i-RevNet, the first images of each file, a few epochs."""
-    recipe = replace(recipe_of("cifar10"), blocks=blocks, batch_size=64)
+    recipe = replace(recipe_of("cifar10"), blocks=blocks, batch_size=64, workers=0)
     return Task("CIFAR-10", _shortened(recipe, epochs), images, test_images, folder)
 
 
@@ -85,8 +81,7 @@ def read_parquet(path: Path, count: int) -> Images:
     rows = table.slice(0, count or table.num_rows).to_pydict()
     files = [image["bytes"] for image in rows["image"]]
     images = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
-    found = of_array(images, np.array(rows["label"]), numbered(10))
-    return replace(found, size=32, resize=32)
+    return of_array(images, np.array(rows["label"]), numbered(10))
 
 
 class Outcome(NamedTuple):
@@ -110,7 +105,7 @@ def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Ou
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
     train_batches, test_batches = data
-    train_batches.order = replace(train_batches.order, seed=seed)
+    train_batches.config = replace(train_batches.config, seed=seed)
     steps = len(train_batches)
     losses = []
     for epoch in range(recipe.epochs):

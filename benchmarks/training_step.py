@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
 from presets import PRESETS
-from trainer.parallel import compile_blocks
+from trainer.optimisation import compile_blocks
 
 QUANTUM = 2**-16
 IMAGENET = 1_281_167  # training images

@@ -12,6 +12,16 @@ class RunError(Exception):
     """Shown as one line, without a traceback."""
 
 
+def explained(error: BaseException) -> str | None:
+    """The line that an error is shown as; None if it needs its traceback."""
+    if isinstance(error, RunError):
+        return f"error: {error}"
+    if str(error).startswith("DataLoader worker"):
+        reason = "a process that reads images died, perhaps out of memory"
+        return f"error: {reason}: {first_line(error)} Try fewer --workers."
+    return None
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first, or else its name."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +35,7 @@ from analyses.analysis import (
     write_json,
 )
 from errors import at_least, try_writing, writing
-from images.dataset import Images
+from images.batches import Batches
 from scripts import run_script
 from trainer.optimisation import Precision
 from trainer.tally import Tally
@@ -58,37 +57,18 @@ class Settings(NetworkSettings):
 
 @torch.no_grad()
 def evaluate(
-    network: Network, settings: Settings, console: Console
-) -> tuple[dict[str, float], Tensor, Images]:
-    """Mean loss and accuracy over all test images.
-
-    Returns:
-        The numbers; label, class found and its probability for each image, of shape
-        :math:`(N, 3)`; and the images.
-    """
-    device = device_of(network)
-    batches = images(network, "test", classified=True)
-    precision = Precision(settings.precision, device)
-    tally = Tally(device, len(network.classes))
+    network: Network, batches: Batches, precision: Precision, console: Console
+) -> tuple[dict[str, float], Tensor]:
+    """Mean loss and accuracy; and of each image its label, the class found and its probability."""
+    tally = Tally(precision.device, len(network.classes))
     lines = []
     for x, labels in progress(normalised(network, batches), "", console, len(batches)):
         with precision.autocast():
             logits = network.model(x).float()
-        tally.add(F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
+        tally.add(F.cross_entropy(logits, labels), logits, labels)
         probability, found = logits.softmax(1).max(1)
         lines.append(torch.stack([labels, found, probability], 1).cpu())
-    return {"images": tally.images, **tally.read()}, torch.cat(lines), batches.images
-
-
-def table(found: dict[str, float]) -> Table:
-    """The numbers in rows."""
-    rows = Table(show_header=False)
-    rows.add_row("test images", f"{found['images']:,}")
-    rows.add_row("accuracy, top 1", f"{found['accuracy']:.2%}")
-    if "top5_accuracy" in found:
-        rows.add_row("accuracy, top 5", f"{found['top5_accuracy']:.2%}")
-    rows.add_row("mean loss", f"{found['loss']:.4f}")
-    return rows
+    return tally.read(), torch.cat(lines)
 
 
 def by_class(lines: Tensor, names: tuple[str, ...]) -> dict[str, float]:
@@ -98,13 +78,14 @@ def by_class(lines: Tensor, names: tuple[str, ...]) -> dict[str, float]:
     return {names[int(label)]: right[labels == label].mean().item() for label in labels.unique()}
 
 
-def write_predictions(path: Path, lines: Tensor, images: Images, names: tuple[str, ...]) -> None:
+def write_predictions(path: Path, lines: Tensor, batches: Batches, names: tuple[str, ...]) -> None:
     """Writes a line for each image."""
+    files = batches.images.files
     with writing(path), path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("image", "class", "found", "probability"))
         for index, (label, found, probability) in enumerate(lines.tolist()):
-            image = index if images.files is None else os.fsdecode(images.files[index])
+            image = index if files is None else os.fsdecode(files[index])
             writer.writerow((image, names[int(label)], names[int(found)], f"{probability:.6f}"))
 
 
@@ -119,10 +100,14 @@ def run(settings: Settings, console: Console) -> None:
     batch_size = settings.batch_size or network.config.batch_size
     config = replace(network.config, batch_size=batch_size, workers=settings.workers)
     network = replace(network, config=config)
-    found, lines, images = evaluate(network, settings, console)
-    console.print(table(found))
+    batches = images(network, "test", classified=True)
+    precision = Precision(settings.precision, device_of(network))
+    means, lines = evaluate(network, batches, precision, console)
+    found = {"images": len(lines), **means}
+    for name, value in found.items():
+        console.print(f"{name}: {round(value, 4)}")
     if settings.predictions:
-        write_predictions(settings.predictions, lines, images, network.classes)
+        write_predictions(settings.predictions, lines, batches, network.classes)
     if settings.json:
         about: dict[str, Any] = provenance(settings, network) | {
             "precision": settings.precision,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -52,11 +52,9 @@ class InvertSettings(analysis.Settings):
     modes: tuple[Mode, ...] = ("float32", "float64", "exact")
 
 
-def noise(count: int, mode: str, side: int, seed: int) -> Images:
+def noise(count: int, side: int, seed: int) -> Images:
     """Images of uniform noise, the same each time, all labelled 0."""
-    read = partial(_read_noise, side, seed)
-    labels = np.zeros(count, np.int64)
-    return Images(read, labels, ("noise",), size=side, resize=side, mode=mode)
+    return Images(partial(_read_noise, side, seed), np.zeros(count, np.int64), ("noise",))
 
 
 def _read_noise(side: int, seed: int, index: int, mode: str) -> Image.Image:
@@ -72,24 +70,25 @@ def run(settings: InvertSettings, console: Console) -> None:
     normalise = analysis.normaliser(network)
     models = {mode: in_mode(network, mode) for mode in settings.modes}
     test = analysis.images(network, "test", settings.limit).images
-    noises = noise(settings.noises, test.mode, test.size, settings.seed)
+    noises = noise(settings.noises, network.config.image_size, settings.seed)
     figure = Figure((14 + 1.6 * len(models), 2.8 + 2.4 * len(models)), layout="constrained")
     parts = figure.subfigures(2, 2, squeeze=False, width_ratios=(12, 2 + 1.6 * len(models)))
     numbers: dict[str, dict[str, Any]] = {}
     for name, images, (left, right) in zip(SOURCES, (test, noises), parts, strict=True):
         numbers[name], decoded, worst = {}, {}, {}
+        config = network.config
+        if name == "noises":  # are taken whole
+            config = replace(config, augmentation="shift")
         for mode, model in models.items():
             source = images.at_most(settings.float64_limit if mode == "float64" else None)
-            batches = plain(source, network.config, analysis.device_of(network))
+            batches = plain(source, config, analysis.device_of(network))
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
                 numbers[name][mode], worst[mode] = decode(model, epoch, normalise)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
-            originals, decoded[f"decoded, {mode}"] = some_decoded(
-                model, images, network.config, normalise
-            )
+            originals, decoded[f"decoded, {mode}"] = some_decoded(model, images, config, normalise)
         draw_rows(left, {name: originals} | decoded)
         errors = (f"{mode} {each['worst_error']:.0e}" for mode, each in numbers[name].items())
         right.suptitle(f"largest errors: {', '.join(errors)}", fontsize=14)

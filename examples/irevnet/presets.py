@@ -77,6 +77,7 @@ DIGITS: dict[str, Any] = {
     # So small a network gains 7 % from a second thread, and with two it becomes 30 times slower
     # when another process takes one of two cores.
     "threads": 1,
+    "workers": 0,  # to start one takes longer than to read the images
 }
 # The paper's for ImageNet.
 PAPER: dict[str, Any] = {"iterations": 600_000, "milestones": (160_000, 320_000, 480_000)}

@@ -9,28 +9,25 @@ from typing import TypeVar
 import tyro
 from rich.console import Console
 
-from errors import RunError
+from errors import explained
 
 S = TypeVar("S")
-
-
-def summary(text: str | None) -> str:
-    """Of a docstring, its first paragraph and the commands in it."""
-    first, *others = (text or "").replace("``", "").split("\n\n")
-    return "\n\n".join([first, *(each for each in others if each.startswith("    "))])
 
 
 def ending(body: Callable[[], int], *, prints: bool = True) -> int:
     """Runs a script's body; the exit status, errors being one line each."""
     try:
         return body()
-    except RunError as error:
-        if prints:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Stopped before there was anything to keep.", file=sys.stderr)
         return 130
+    except Exception as error:
+        line = explained(error)
+        if line is None:
+            raise
+        if prints:
+            print(line, file=sys.stderr)
+        return 1
 
 
 def run_script(
@@ -45,7 +42,12 @@ def run_script(
     """
 
     def run() -> int:
-        description = summary(sys.modules[body.__module__].__doc__)
+        # Its first paragraph, and the commands in it.
+        first, *others = (
+            (sys.modules[body.__module__].__doc__ or "").replace("``", "").split("\n\n")
+        )
+        commands = [each for each in others if each.startswith("    ")]
+        description = "\n\n".join([first, *commands])
         chosen = tyro.cli(settings, args=arguments, description=description)
         body(chosen, Console(highlight=False, soft_wrap=True))
         return 0

@@ -26,8 +26,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,13 +38,18 @@ from curves import CURVES, draw_curves
 from errors import RunError
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
 from experiment.settings import Config, parse
-from images.batches import explaining_dead_workers, load_training, open_images, plain
+from images.batches import load_training, plain
 from presets import is_invertible
 from scripts import ending
 from trainer.distributed import Team, join
 from trainer.stopping import Signals, Stopped, Terminal
-from trainer.tally import Tally
 from trainer.training import DivergedError, Training
+from trainer.weights import load_network
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    SummaryWriter = None  # type: ignore[assignment, misc]
 
 PICTURE = "reconstructions.png"
 NEXT = """What next?
@@ -60,19 +64,20 @@ DUE = 1  # a checkpoint is; signals have higher numbers, theirs and 1
 def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
     """Trains to the last epoch, with lines in the log and a checkpoint after each."""
     keeper = Keeper(training, folder, console)
-    with keeper.signals, progress_bar(training, console) as show:
+    with keeper.signals, keeper.progress:
         while training.epoch < training.epochs:
-            for tally in training.train():
+            for _ in training.train():
                 keeper.after_step()
-                show(tally)
             keeper.log_losses()
             record = train_record(training)
-            record |= test_record(training.test(keeper.stop_if_asked), training)
+            tested = training.test(keeper.stop_if_asked).read(training.team)
+            if not math.isfinite(tested["loss"]):
+                raise DivergedError(
+                    f"the loss on the test images of epoch {record['epoch']} isn't finite."
+                )
+            record |= {f"test_{name}": value for name, value in tested.items()}
             keeper.log(record)
-            best = training.end_epoch(record["test_accuracy"])
-            keeper.save()
-            if best:
-                folder.keep_as_best()
+            keeper.save(best=training.end_epoch(record["test_accuracy"]))
             keeper.draw()
             console.print(epoch_line(record, training))
             keeper.stop_if_asked()
@@ -80,19 +85,26 @@ def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
 
 
 class Keeper:
-    """Saves a training, now and then and when it is stopped, and logs it."""
+    """Saves a training, now and then and when it is stopped, logs it, and shows how far it is."""
 
     def __init__(self, training: Training, folder: RunFolder, console: Terminal) -> None:
         self.training = training
         self.folder = folder
         self.console = console
         self.signals = Signals()
-        self.board = board(training, folder)
-        self.saved = time.monotonic()
-        self.drawn = time.monotonic()
+        self.board: Any = None
+        if training.team.leads and SummaryWriter is not None:
+            # What a killed run has written behind its checkpoint is hidden.
+            self.board = SummaryWriter(folder.path / BOARD, purge_step=training.iteration + 1)
+        self.saved = self.drawn = time.monotonic()
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        steps = training.iterations - training.iteration
+        self.task = self.progress.add_task("the first steps", total=steps)
 
     def after_step(self) -> None:
         """Writes what is due."""
+        self.progress.advance(self.task)
         if self.training.iteration % self.training.config.log_every == 0:
             self.log_losses()
         due = time.monotonic() - self.saved >= 60 * self.training.config.save_every
@@ -119,49 +131,29 @@ class Keeper:
             self.drawn = time.monotonic()
 
     def log_losses(self) -> None:
-        """Writes the loss of each step since the last time."""
-        if self.training.losses:
-            self.log(losses(self.training))
+        """Writes the loss of each step since the last time; this waits for the device."""
+        losses = self.training.take_losses()
+        if losses:
+            lr = self.training.learning_rate(self.training.iteration - 1)
+            shown = [float(f"{loss:.6g}") for loss in losses]
+            self.log({"iteration": self.training.iteration, "lr": lr, "losses": shown})
+            epoch = f"epoch {self.training.epoch + 1}/{self.training.epochs}"
+            self.progress.update(self.task, description=f"{epoch}, loss {losses[-1]:.3f}")
 
     def log(self, record: dict[str, Any]) -> None:
         """Writes a line of the log, and its numbers for TensorBoard."""
         self.folder.log(record)
         if self.board is not None:
-            mean = (
-                {"loss": sum(record["losses"]) / len(record["losses"])}
-                if "losses" in record
-                else {}
-            )
-            for name, value in (record | mean).items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, record["iteration"])
+            losses = record.get("losses")
+            shown = {"loss": sum(losses) / len(losses), "lr": record["lr"]} if losses else record
+            for name, value in shown.items():
+                self.board.add_scalar(name, value, record["iteration"])
             self.board.flush()
 
-    def save(self) -> None:
+    def save(self, *, best: bool = False) -> None:
         """Writes a checkpoint."""
-        self.folder.save(self.training.state())
+        self.folder.save(self.training.state(), best=best)
         self.saved = time.monotonic()
-
-
-def board(training: Training, folder: RunFolder) -> Any:
-    """What writes for TensorBoard, if that is installed."""
-    if not training.team.leads:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    # What a killed run has written behind its checkpoint is hidden.
-    return SummaryWriter(folder.path / BOARD, purge_step=training.iteration + 1)
-
-
-def losses(training: Training) -> dict[str, Any]:
-    """The line of the log for the steps since the last one."""
-    return {
-        "iteration": training.iteration,
-        "lr": training.learning_rate(training.iteration - 1),
-        "losses": [float(f"{loss:.6g}") for loss in training.take_losses()],
-    }
 
 
 def train_record(training: Training) -> dict[str, Any]:
@@ -173,35 +165,11 @@ def train_record(training: Training) -> dict[str, Any]:
         "iteration": training.iteration,
         "lr": training.learning_rate(training.iteration - 1),
         **{f"train_{name}": value for name, value in tally.read(training.team).items()},
-        "images_per_second": training.team.ranks * tally.speed(),
+        "images_per_second": training.team.ranks * tally.images / seconds,
         "seconds": seconds,
         "data_seconds": tally.waited,
-        **memory(training.device),
+        "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**20,  # MiB
     }
-
-
-def test_record(tally: Tally, training: Training) -> dict[str, float]:
-    """What the log says of a test."""
-    found = tally.read(training.team)
-    if not math.isfinite(found["loss"]):
-        raise DivergedError(
-            f"the loss on the test images is no longer finite in epoch {training.epoch + 1}."
-        )
-    return {f"test_{name}": value for name, value in found.items()}
-
-
-def memory(device: torch.device) -> dict[str, float]:
-    """Memory in MiB: of this process at its peak, and of its GPU."""
-    found = {}
-    if os.name == "posix":
-        import resource
-
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        found["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    if device.type == "cuda":
-        found["gpu_memory"] = torch.cuda.memory_allocated(device) / 2**20
-        found["peak_gpu_memory"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return {name: round(value, 1) for name, value in found.items()}
 
 
 def epoch_line(record: dict[str, Any], training: Training) -> str:
@@ -217,52 +185,6 @@ def epoch_line(record: dict[str, Any], training: Training) -> str:
     )
 
 
-@contextmanager
-def progress_bar(training: Training, console: Terminal) -> Iterator[Callable[[Tally], None]]:
-    """Gives a function to call after each step."""
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[status]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(
-            "", total=training.iterations - training.iteration, epoch="", status=""
-        )
-        shown = 0.0
-
-        def show(tally: Tally) -> None:
-            nonlocal shown
-            progress.advance(task)
-            if progress.disable or time.monotonic() - shown < 0.5:
-                return
-            # Reading the tally waits for a GPU; where losses were just read, there is no wait.
-            if training.device.type != "cpu" and training.losses:
-                return
-            shown = time.monotonic()
-            found = tally.read()
-            speed = training.team.ranks * tally.speed()
-            progress.update(
-                task,
-                epoch=f"{training.epoch + 1}/{training.epochs}",
-                status=f"loss {found['loss']:.3f}, {found['accuracy']:.1%}, {speed:,.0f} images/s",
-            )
-
-        yield show
-
-
-def open_folder(config: Config, team: Team) -> tuple[RunFolder, bool]:
-    """The run's folder, and whether there is a run in it to go on with."""
-    found = folder_to_resume(config.out, needed=config.resume == "yes")
-    resumes = config.resume != "no" and found is not None
-    # One decides for all: it may be making the folder while the others look.
-    if team.highest(int(resumes and team.leads)):
-        return RunFolder(found or config.out or RUNS, writes=team.leads), True
-    again = config.resume == "auto"
-    return RunFolder.new(config.out, again=again, writes=team.leads), False
-
-
 def run(config: Config, team: Team, console: Terminal) -> int:
     """Trains, or goes on training, and reports; returns the exit status."""
     if config.threads:
@@ -276,19 +198,22 @@ def run(config: Config, team: Team, console: Terminal) -> int:
     )
     for note in filter(None, (train.note, test.note)):
         console.print(f"Note: {note}.")
-    training = Training(config, data, team)
-    folder, resumes = open_folder(config, team)
+    found = folder_to_resume(config.out, needed=config.resume == "yes")
+    # One decides for all: it may be making the folder while the others look.
+    resumes = config.resume != "no" and found is not None and team.leads
+    resumes = bool(team.highest(int(resumes)))
+    training = Training(config, data, team, begins=not resumes)
+    if resumes:
+        folder = RunFolder(found or config.out or RUNS, writes=team.leads)
+    else:
+        folder = RunFolder.new(config.out, writes=team.leads)
     try:
         if resumes:
             training.restore(folder.resume())
-        else:
-            training.begin()
         folder.write_settings(config.as_dict())
         return carry_on(training, folder, console)
     finally:
         folder.close()
-        if not folder.has_checkpoint:
-            folder.discard()
 
 
 def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
@@ -301,14 +226,13 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
     checkpoint = folder.path / CHECKPOINT
     try:
         fit(training, folder, console)
-        report(training, folder, console)
+        if training.team.leads:
+            report(training, folder, console)
     except DivergedError as error:
-        what = (
-            f"{again} --lr {training.config.lr / 10:g}"
-            if folder.has_checkpoint
-            else ("begin again with a lower --lr or --clip-norm, or another --quantum")
-        )
-        raise RunError(f"{error} {what[0].upper()}{what[1:]}.") from error
+        what = "Begin again with a lower --lr or --clip-norm, or another --quantum"
+        if folder.has_checkpoint:
+            what = f"G{again[1:]} --lr {training.config.lr / 10:g}"
+        raise RunError(f"{error} {what}.") from error
     except Stopped as stopped:
         console.print(
             f"Stopped. {checkpoint} holds the state behind step {training.iteration:,}: {again}"
@@ -316,9 +240,7 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
         return stopped.status
     except KeyboardInterrupt:
         if folder.has_checkpoint:
-            console.print(
-                f"Stopped at once. {checkpoint} holds the state that was saved last: {again}"
-            )
+            console.print(f"Stopped at once. {checkpoint} holds the state saved last: {again}")
         if training.team.joined or not folder.has_checkpoint:
             raise  # the others may be waiting for this process
         return 130
@@ -327,12 +249,9 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
 
 def report(training: Training, folder: RunFolder, console: Terminal) -> None:
     """Says what the network has learnt, and decodes the test images if it can."""
-    model = training.whole_model()
-    if not training.team.leads:
-        return
+    model = load_network(folder.path, training.device).model
     if is_invertible(model):
-        model.eval()
-        test = plain(open_images(training.config, "test"), training.config, training.device)
+        test = plain(training.test_batches.images, training.config, training.device)
         found, _ = decode(model, test.epoch(), training.normalise)
         shown = some_decoded(model, test.images, training.config, training.normalise)
         draw_pairs(folder.path / PICTURE, *shown)
@@ -352,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments, prints=leads)
-        with join(config.device) as team, explaining_dead_workers():
+        with join(config.device) as team:
             return run(config, team, console)
 
     return ending(body, prints=leads)

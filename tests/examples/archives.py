@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 
-from images.published import FOLDER
+from images.readers import FOLDER
 
 NAMES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 

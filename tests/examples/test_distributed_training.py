@@ -113,8 +113,6 @@ def test_two_processes_train_as_one_does_in_two_parts(ran):
 def test_sharded_processes_stop_together_and_go_on(ran):
     copied, sharded = (load_checkpoint(ran.folder / out) for out in ("copied", "sharded"))
     assert sharded["epoch"] == 2
-    for state in (copied, sharded):
-        state["optimizer"] = state["optimizer"]["state"]
     for part in ("model", "average", "optimizer"):
         torch.testing.assert_close(sharded[part], copied[part], rtol=1e-4, atol=1e-5)
     assert sharded["model"]["classifier.weight"].is_contiguous()
@@ -186,14 +184,15 @@ def test_the_last_test_images_may_be_fewer_than_the_processes():
 def test_a_batch_that_cannot_be_shared_is_refused():
     team = Team(torch.device("cpu"), rank=0, ranks=3)
     with pytest.raises(RunError, match=r"a multiple of 3 processes times --accumulate 1, got 64"):
-        training.Training(parse([]), None, team)
+        load_training(parse([]), team.device, team.rank, team.ranks)
 
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_scaled_gradients_cannot_be_sharded():
     team = Team(torch.device("cuda"), joined=True)
+    config = parse(["--parallel", "fsdp", "--precision", "float16"])
     with pytest.raises(RunError, match="--parallel fsdp does not take --precision float16"):
-        training.Training(parse(["--parallel", "fsdp", "--precision", "float16"]), None, team)
+        training.Training(config, load_training(config, torch.device("cpu")), team)
 
 
 def test_each_process_needs_a_gpu(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from pictures import noise
 
 from errors import RunError
-from images.folders import read_folder
+from images.readers import read_folder
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_test_needs_no_training_images(folder):
     shutil.rmtree(folder / "train")
     images = read_folder(folder, "test")
     assert (images.labels.tolist(), images.classes) == ([0], ("dog",))
-    with pytest.raises(RunError, match=r"there is no folder .*train: --data takes"):
+    with pytest.raises(RunError, match=r"there is no class folder in .*train: --data takes"):
         read_folder(folder, "train")
 
 
@@ -70,7 +70,7 @@ def test_an_unreadable_image_is_named(folder):
 
 
 def test_a_folder_without_classes_is_refused(folder):
-    with pytest.raises(RunError, match=r"there is no folder .*nowhere.train: --data takes"):
+    with pytest.raises(RunError, match=r"no class folder in .*nowhere.train: --data takes"):
         read_folder(folder / "nowhere", "train")
     shutil.rmtree(folder / "val/dog")
     with pytest.raises(RunError, match=r"no class folder in .*val"):
@@ -79,7 +79,7 @@ def test_a_folder_without_classes_is_refused(folder):
 
 def test_an_empty_class_is_named(folder):
     (folder / "train/mouse").mkdir()
-    with pytest.raises(RunError, match=r"no image in .*mouse: fill or remove it. Images end in"):
+    with pytest.raises(RunError, match=r"no image in .*mouse: fill or remove it. Images: .jpg"):
         read_folder(folder, "train")
 
 

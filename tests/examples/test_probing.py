@@ -206,7 +206,7 @@ def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
         (tmp_path / part / "only").mkdir(parents=True)
         noise(16, 16).save(tmp_path / part / "only/image.png")
     assert separation.main(["--weights", str(digits_run), "--data", str(tmp_path)]) == 1
-    assert "the network tells 10 classes apart" in capsys.readouterr().err
+    assert "other classes than the network: 10 classes were trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from archives import batch, pack, python_2, python_3, write
 
 from errors import RunError
-from images.published import CLASSES, FOLDER, is_cifar10, read_cifar10
+from images.readers import CLASSES, FOLDER, is_cifar10, read_cifar10
 
 
 def both(path):
@@ -60,9 +60,7 @@ class Malicious:
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, where):
     trace = tmp_path / "it ran"
     folder = write(tmp_path / "bad", data_batch_3=pickle.dumps(where(Malicious(trace)), 2))
-    with pytest.raises(
-        RunError, match=rf"data_batch_3 of .*bad: it calls {os.mkdir.__module__}.mkdir"
-    ):
+    with pytest.raises(RunError, match=rf"cannot read .*bad: it calls {os.mkdir.__module__}.mkdir"):
         both(folder)
     assert not trace.exists()
 
@@ -88,26 +86,26 @@ def test_code_in_an_array_of_objects_is_refused_and_does_not_run(tmp_path):
     ],
 )
 def test_a_foreign_file_is_named(tmp_path, content, reason):
-    with pytest.raises(RunError, match=f"^cannot read test_batch of .*mine: .*({reason})"):
+    with pytest.raises(RunError, match=f"^cannot read .*mine: .*({reason})"):
         both(write(tmp_path / "mine", test_batch=content))
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "data_batch_4").unlink()
     for path in (folder, pack(folder)):
-        with pytest.raises(RunError, match="has no data_batch_4: is it CIFAR-10's python version"):
+        with pytest.raises(RunError, match=r"data_batch_4.*Is it CIFAR-10's python version"):
             both(path)
 
 
 def test_a_cut_archive_is_named(folder):
     path = pack(folder)
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(RunError, match=r"^cannot read the archive .*cifar-10-python.tar.gz: ."):
+    with pytest.raises(RunError, match=r"^cannot read .*cifar-10-python.tar.gz: ."):
         both(path)
 
 
 def test_an_archive_of_another_kind_is_named(tmp_path):
     path = tmp_path / "cifar.tar.gz"
     path.write_text("not an archive")
-    with pytest.raises(RunError, match=r"^cannot read the archive .*cifar.tar.gz: ."):
+    with pytest.raises(RunError, match=r"^cannot read .*cifar.tar.gz: ."):
         both(path)

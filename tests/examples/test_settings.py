@@ -53,10 +53,11 @@ def test_a_quantum_is_a_power_of_two_or_none(words, quantum):
     assert parse(words).quantum == quantum
 
 
-def test_other_quanta_are_refused(capsys):
+@pytest.mark.parametrize("words", ["some", "2**x"])
+def test_what_is_no_number_is_refused(capsys, words):
     with pytest.raises(SystemExit):
-        parse(["--quantum", "0.1"])
-    assert "power of two such as 2**-16" in " ".join(capsys.readouterr().err.split())
+        parse(["--quantum", words])
+    assert "--quantum" in capsys.readouterr().err
 
 
 def test_the_learning_rate_falls_at_each_milestone():
@@ -94,22 +95,22 @@ def test_a_cosine_falls_to_zero():
         (["--iterations", "0"], "--iterations must be at least 1, got 0"),
         (["--log-every", "0"], "--log-every must be at least 1"),
         (["--accumulate", "0"], "--accumulate must be at least 1"),
-        (["--lr", "-1"], "--lr cannot be negative, got -1.0"),
-        (["--save-every", "-1"], "--save-every cannot be negative"),
-        (["--momentum", "2"], "--momentum is 0 to 1, got 2.0"),
-        (["--label-smoothing", "2"], "--label-smoothing is 0 to 1"),
-        (["--lr-factor", "-1"], "--lr-factor is 0 to 1"),
-        (["--epochs", "5", "--warmup", "5"], "--warmup must be below the 5 of the run, got 5"),
-        (["--jitter", "1", "1", "-1", "0"], "--jitter cannot be negative"),
+        (["--lr", "-1"], "--lr must be at least 0, got -1.0"),
+        (["--save-every", "-1"], "--save-every must be at least 0"),
+        (["--momentum", "2"], "--momentum must be at most 1, got 2.0"),
+        (["--label-smoothing", "2"], "--label-smoothing must be at most 1"),
+        (["--lr-factor", "-1"], "--lr-factor must be at least 0"),
+        (["--epochs", "5", "--warmup", "5"], "--warmup must be at most 4, got 5"),
+        (["--jitter", "1", "1", "-1", "0"], "--jitter must be at least 0, got -1.0"),
         (["--jitter", "1", "1", "1", "0.6"], "--jitter takes a hue of at most 0.5"),
         (["--std", "0"], "--mean and --std take one number a channel"),
         (["--mean", "0", "0"], "--mean and --std take one number a channel"),
-        (["--mean", "nan"], "--mean must be finite, got (nan,)"),
-        (["--lr", "inf"], "--lr must be finite, got inf"),
-        (["--seed", str(2**64)], "--seed takes 64 bits"),
-        (["--seed", str(-(2**63) - 1)], "--seed takes 64 bits"),
-        (["--ema", "1"], "--ema is 0 to below 1"),
-        (["--mixup", "-1"], "--mixup cannot be negative"),
+        (["--mean", "nan"], "--mean must be at most 1e+38, got nan"),
+        (["--lr", "inf"], "--lr must be at most 1e+38, got inf"),
+        (["--seed", str(2**64)], "--seed must be at most "),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--ema", "1"], "--ema must be at most 0.999999"),
+        (["--mixup", "-1"], "--mixup must be at least 0"),
         (["--epochs", "3", "--iterations", "9"], "--epochs and the 9 --iterations exclude"),
     ],
 )
@@ -127,8 +128,8 @@ def test_unknown_presets_are_refused_with_those_there_are(capsys):
 
 def test_settings_survive_json():
     config = parse(["--data", "x", "--out", "run", "--blocks", "1", "2"])
-    assert Config.from_dict(json.loads(json.dumps(config.as_dict()))) == config
-    assert Config.from_dict(config.as_dict()).out == Path("run")
+    assert Config.from_dict(json.loads(json.dumps(config.as_dict())), "x") == config
+    assert Config.from_dict(config.as_dict(), "x").out == Path("run")
 
 
 def test_a_resumed_run_may_change_where_it_runs_but_not_what():

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from errors import RunError, at_least, try_writing, writing
 from experiment.settings import PresetName
-from images.batches import Batches, Normalise, Part, check_classes, open_images, plain
+from images.batches import Batches, Normalise, plain
+from images.dataset import difference
+from images.readers import Part, open_images
 from networks.irevnet import IRevNet
 from presets import is_invertible
 from trainer.distributed import find_device
@@ -97,8 +99,10 @@ def images(
     """
     at_least(1, limit=limit)
     found = open_images(network.config, part)
-    if classified:
-        check_classes(network.classes, found, network.config.data or "digits")
+    others = difference(network.classes, found.classes)
+    if classified and others:
+        data = network.config.data or "digits"
+        raise RunError(f"{data} has other classes than the network: {others}.")
     return plain(found.at_most(limit), network.config, device_of(network))
 
 

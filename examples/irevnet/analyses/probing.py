@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analyses import analysis
 from errors import RunError, at_least
-from images.batches import Part
+from images.readers import Part
 from trainer.weights import Network
 
 COSTS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the SVM, to choose from

@@ -1,1 +1,1 @@
-"""Images: read, cropped, augmented and put into batches."""
+"""Images: reading them, what a network is shown of each, and which comes when."""

@@ -7,16 +7,19 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
-from errors import RunError
+from errors import RunError, explained
+from networks import irevnet, resnet
 
 
 @dataclass(frozen=True)
@@ -38,33 +41,56 @@ class Team:
 
     def highest(self, number: int) -> int:
         """The highest of the processes' numbers. It does not wait for a GPU."""
-        if not self.joined:
-            return number
         found = torch.tensor(number)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        if self.joined:
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return int(found)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of the processes' tensors."""
-        if not self.joined:
-            return x
         found = x.clone()
-        distributed.all_reduce(found)
+        if self.joined:
+            distributed.all_reduce(found)
         return found
 
     def gather(self, value: Any) -> list[Any]:
         """The processes' values in the order of their ranks, for the one that leads."""
-        if not self.joined:
-            return [value]
-        found: list[Any] = [None] * self.ranks
-        distributed.gather_object(value, found if self.leads else None)
+        found: list[Any] = [value] * self.ranks
+        if self.joined:
+            distributed.gather_object(value, found if self.leads else None)
         return found
 
-    def follow(self, tensors: Iterator[Tensor]) -> None:
-        """Overwrites tensors with those of the process that leads."""
+    def follow(self, x: Tensor) -> None:
+        """Overwrites a tensor with that of the process that leads."""
         if self.joined:
-            for x in tensors:
-                distributed.broadcast(x, 0)
+            distributed.broadcast(x, 0)
+
+    def spread(self, model: nn.Module, parallel: str) -> nn.Module:
+        """What stands for the model in training."""
+        if not self.joined:
+            return model
+        if parallel == "ddp":
+            index = [self.device] if self.device.type == "cuda" else None
+            return DistributedDataParallel(model, device_ids=index)
+        try:
+            from torch.distributed.fsdp import fully_shard
+        except ImportError as error:
+            raise RunError("--parallel fsdp needs torch 2.6 or newer: take ddp.") from error
+        mesh = init_device_mesh(self.device.type, (self.ranks,))
+        for part in model.modules():
+            if isinstance(part, irevnet.Bottleneck | resnet.Bottleneck):
+                fully_shard(part, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return model
+
+
+def sharing_gradients(net: Any, wanted: bool) -> AbstractContextManager[None]:
+    """Whether a backward pass adds up the gradients of all processes, or only its own."""
+    if isinstance(net, DistributedDataParallel) and not wanted:
+        return net.no_sync()
+    if hasattr(net, "set_requires_gradient_sync"):  # sharded
+        net.set_requires_gradient_sync(wanted)
+    return nullcontext()
 
 
 @contextmanager
@@ -73,28 +99,31 @@ def join(device_name: str) -> Iterator[Team]:
 
     If one fails, its message is printed and all of them end.
     """
+    device = find_device(device_name)
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        yield Team(find_device(device_name))
+        yield Team(device)
         return
-    # A store of ours, which tells who failed first. That of torchrun outlives a restart, and what
-    # the processes before have written into it.
-    shared, rank, ranks = next(iter(rendezvous("env://")))
-    store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", shared)
+    device = own_device(device)
+    store, rank, ranks = next(iter(rendezvous("env://")))
+    # The store of torchrun outlives a restart, and what was written into it before.
+    store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     try:
-        device = own_device(find_device(device_name))
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(
-            backend, store=PrefixStore("group", store), rank=rank, world_size=ranks
-        )
         yield Team(device, rank, ranks, joined=True)
     except BaseException as error:
-        if _fails_first(store):  # else it is the failure of another that is felt here
-            _explain(error, rank)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if _fails_first(store) and not interrupted:  # else the failure of another is felt here
+            line = explained(error)
+            if line is None:
+                traceback.print_exception(error)
+            else:
+                print(f"{line} (process {rank})", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         # At once: the others may be waiting in the middle of a sum, and the ordinary way out would
         # wait for them. They notice that this process has gone.
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        os._exit(130 if interrupted else 1)
     gc.collect()  # else some processes abort at exit
     distributed.destroy_process_group()
 
@@ -104,13 +133,6 @@ def _fails_first(store: Store) -> bool:
         return store.add("failures", 1) == 1
     except RuntimeError:  # the process that held the store has gone
         return False
-
-
-def _explain(error: BaseException, rank: int) -> None:
-    if isinstance(error, RunError):
-        print(f"error: {error} (process {rank})", file=sys.stderr)
-    elif not isinstance(error, KeyboardInterrupt):
-        traceback.print_exception(error)
 
 
 def find_device(name: str) -> torch.device:

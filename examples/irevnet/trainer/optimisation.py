@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from errors import RunError
 from experiment.settings import Config
+from invertible import InvertibleSequential
+from networks import resnet
+from networks.revnet import StoredUnit
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,10 +47,6 @@ class Precision:
         """The context in which a network and its loss run."""
         return torch.autocast(self.device.type, self.type, enabled=self.type is not torch.float32)
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of a loss to those of the weights."""
-        self.scaler.scale(loss).backward()
-
     def step(self, optimizer: torch.optim.Optimizer, clip_norm: float = 0.0) -> None:
         """Changes the weights; not if scaled gradients have left the range of float16."""
         if clip_norm:
@@ -67,39 +63,38 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = model
         self.decay = decay
-        self.state = _copies(model)
+        self.state = {name: value.clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes a step's weights in, the steps being counted from 1."""
+        share = 1 - min(self.decay, step / (step + 9))
         new = self.model.state_dict()
         names = [name for name, value in new.items() if value.is_floating_point()]
-        share = 1 - min(self.decay, step / (step + 9))
         # Of sharded weights and whole buffers alike, each process moves what it has.
-        old, now = ([_local(state[name]) for name in names] for state in (self.state, new))
+        old, now = ([_local(each[name]) for name in names] for each in (self.state, new))
         torch._foreach_lerp_(old, now, share)
-        for name in new.keys() - set(names):  # counts
-            self.state[name].copy_(new[name])
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The average in the model's place."""
-        own = _copies(self.model)
-        self._load(self.state)
-        try:
-            yield
-        finally:
-            self._load(own)
 
     @torch.no_grad()
-    def _load(self, state: dict[str, Tensor]) -> None:
+    def swap(self) -> None:
+        """Puts the average in the model's place and the model's weights in its own, or back."""
         for name, value in self.model.state_dict().items():
-            value.copy_(state[name])
+            held = value.clone()
+            value.copy_(self.state[name])
+            self.state[name] = held
 
 
 def _local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def _copies(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles the blocks in place, each by itself; names of parameters stay as they are."""
+    # Blocks share their code, but not their shapes: each shape is compiled, up to this limit.
+    # With dynamic shapes instead, which torch tries by itself, torch 2.13 fails.
+    torch._dynamo.config.cache_size_limit = 64
+    for part in model.modules():
+        if isinstance(part, InvertibleSequential):
+            part.compile_subnetworks(dynamic=False)
+        elif isinstance(part, resnet.Bottleneck | StoredUnit):
+            part.compile(dynamic=False)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal, answered between two steps."""
+"""Ctrl-C, SIGTERM, a closed terminal and a reader who goes away, answered between two steps."""
 
 from __future__ import annotations
 

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from errors import RunError, first_line, writing
-from experiment.folder import BEST, CHECKPOINT, RUNS, check_sums, folder_to_resume
+from errors import RunError, writing
+from experiment.folder import BEST, CHECKPOINT, RUNS, folder_to_resume, load_file
 from experiment.settings import Config, recipe
-from images.dataset import numbered
+from images.dataset import difference, numbered
 from networks.irevnet import IRevNet
 from networks.released import faults, released_names
 from presets import PRESETS, Classifier
 
 PUBLISHED = "b-released"  # the network of weights that do not say which they are of
-# What makes a state dict of a pickled network, for those who trust it.
-UNPACK = """
-    import torch
-    checkpoint = torch.load({path!r}, weights_only=False)
-    torch.save({{"state_dict": checkpoint["model"].state_dict()}}, "weights.pth.tar")"""
+ACCEPTED = (
+    f"weights are in a run's folder, its {CHECKPOINT}, a .safetensors file of convert.py, a "
+    ".pth.tar of the released code or a state dict"
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +86,12 @@ def load_network(path: Path | None, device: torch.device, preset: str | None = N
     Raises:
         RunError: If there is no such file, or it holds something else.
     """
-    found = read_weights(_find(path))
+    found = read_weights(path)
     # In floating point, as it was trained: nothing kept its states in the range of exact sums.
     config = found.config or replace(recipe(preset or PUBLISHED), quantum=None)
     classes = found.classes or numbered(_count_classes(found))
     model = build_model(config, len(classes))
-    _fill(model, found, config, found.state)
+    _fill(model, found, config, _in_our_names(model, found.state))
     model.to(device).eval()
     origin = f"{found.path}: {config.preset}{found.about}"
     return Network(model, config, classes, origin, found.path)
@@ -101,22 +99,26 @@ def load_network(path: Path | None, device: torch.device, preset: str | None = N
 
 def begin_with(path: Path, model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
     """Fills a network with trained weights; its classifier stays new if its classes are others."""
-    found = read_weights(_find(path))
-    state = _in_our_names(model, found.state)
-    own = model.state_dict()
-    # Classes without names are taken for the same.
-    others = not {found.classes, classes} & {None, numbered(len(classes))} and (
-        found.classes != classes
-    )
-    for name in list(state):
+    found = read_weights(path)
+    state, own = _in_our_names(model, found.state), model.state_dict()
+    others = found.classes is not None and difference(found.classes, classes)
+    for name in state:
         is_classifier = name.startswith(("classifier.", "fc."))
         if is_classifier and (others or state[name].shape != own[name].shape):
             state[name] = own[name]
     _fill(model, found, config, state)
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path | None) -> Weights:
     """Reads a file, whichever of those it is."""
+    if path is None:
+        path = folder_to_resume(None, needed=False)
+        if path is None:
+            raise RunError(f"there is no run under {RUNS}: train one, or give --weights.")
+    if path.is_dir():
+        path /= CHECKPOINT
+    if not path.is_file():
+        raise RunError(f"there is no {path}: {ACCEPTED}.")
     found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     for name, value in found.state.items():
         if not value.isfinite().all():
@@ -155,21 +157,6 @@ def save_weights(path: Path, network: Network) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _find(path: Path | None) -> Path:
-    if path is None:
-        path = folder_to_resume(None, needed=False)
-        if path is None:
-            raise RunError(f"there is no run under {RUNS}: train one, or give --weights.")
-    if path.is_dir():
-        path /= CHECKPOINT
-    if not path.is_file():
-        raise RunError(
-            f"there is no {path}: weights are in a run's folder, its {CHECKPOINT}, a .safetensors "
-            "file of convert.py or a .pth.tar of the released code."
-        )
-    return path
-
-
 def _import_safetensors(path: Path) -> Any:
     try:
         import safetensors.torch
@@ -197,66 +184,31 @@ def _read_safetensors(path: Path) -> Weights:
         return Weights(path, state)
     if metadata["crc32"] != _checksum(state):
         raise RunError(f"cannot read {path}: its checksum is wrong.")
-    config = _settings(path, json.loads(metadata["settings"]))
+    config = Config.from_dict(json.loads(metadata["settings"]), str(path))
     classes = tuple(json.loads(metadata["classes"]))
     return Weights(path, state, config, classes, f", made of {metadata['origin']}")
 
 
 def _read_checkpoint(path: Path) -> Weights:
-    found = _load(path)
-    if isinstance(found, dict) and found.keys() >= {"config", "classes", "model"}:
-        return _of_our_run(path, found)
-    state = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict):
-        raise RunError(f"{path} has no weights by their names, but a {type(state).__name__}.")
-    others = [f"{key} ({type(v).__name__})" for key, v in state.items() if not _is_weight(key, v)]
-    if others or not state:
-        raise RunError(
-            f"{path} is no checkpoint of train_imagenet.py, nor of the released code, which would "
-            f"have a state_dict: it holds {', '.join(others[:6]) or 'nothing'}."
-        )
+    """A checkpoint of ours or of the released code, or a bare state dict."""
+    found = load_file(path)
+    content = found if isinstance(found, dict) else {type(found).__name__: found}
+    if content.keys() >= {"config", "classes", "model", "epoch"}:
+        config = Config.from_dict(content["config"], str(path))
+        about, best = f", epochs trained: {content['epoch']}", content.get("best_epoch")
+        if best not in (None, content["epoch"]) and (path.parent / BEST).is_file():
+            about += f"; {BEST} beside it, of epoch {best}, was better in the test"
+        state = content.get("average") or content["model"]
+        return Weights(path, state, config, tuple(content["classes"]), about)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
+        held = [f"{key} ({type(value).__name__})" for key, value in content.items()]
+        raise RunError(f"{path} holds {', '.join(held[:6]) or 'nothing'}; {ACCEPTED}.")
     return Weights(path, {key.removeprefix("module."): value for key, value in state.items()})
 
 
-def _is_weight(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor)
-
-
-def _load(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(24)
-    if not start.startswith((b"PK", b"\x80")):  # an archive, or as torch wrote until 1.6
-        raise RunError(f"{path} is no file of weights: it begins with {start!r}.")
-    try:
-        check_sums(path)
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        if "weights_only" in str(error) and "GLOBAL" in str(error):
-            raise RunError(
-                f"{path} holds more than tensors and plain values, and to load that can run any "
-                "code. If you trust whoever made it, make a state dict of it, where the code of "
-                f"its network can be imported:{UNPACK.format(path=str(path))}"
-            ) from error
-        raise RunError(f"cannot read {path}: {first_line(error)}") from error
-
-
-def _of_our_run(path: Path, found: Mapping[str, Any]) -> Weights:
-    config = _settings(path, found["config"])
-    classes = found["classes"]
-    classes = numbered(classes) if isinstance(classes, int) else tuple(classes)
-    about = f", epochs trained: {found['epoch']}"
-    best = found.get("best_epoch", found["epoch"])
-    if best != found["epoch"] and (path.parent / BEST).is_file() and path.name != BEST:
-        about += f"; {BEST} beside it, of epoch {best}, was better in the test"
-    return Weights(path, found.get("average") or found["model"], config, classes, about)
-
-
-def _settings(path: Path, values: Mapping[str, Any]) -> Config:
-    try:
-        return Config.from_dict(values)
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"{path} has settings of another version: {error}.") from error
+def _is_weight(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _count_classes(found: Weights) -> int:
@@ -266,9 +218,8 @@ def _count_classes(found: Weights) -> int:
     raise RunError(f"{found.path} has no classifier: it holds {', '.join([*found.state][:6])}.")
 
 
-def _fill(model: Any, found: Weights, config: Config, state: Mapping[str, Tensor]) -> None:
+def _fill(model: nn.Module, found: Weights, config: Config, state: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
-    state = _in_our_names(model, state)
     wrong = faults(own, state)
     if wrong:
         hint = "" if found.config else " Say with --preset which network they are of."
@@ -282,19 +233,3 @@ def _in_our_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
         return dict(state)
     ours = released_names(model)
     return {ours.get(name, name): value for name, value in state.items()}
-
-
-def _numpy_scalars() -> list[Any]:
-    """What a file may call besides what makes tensors: accuracies were numpy's numbers at times."""
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    types = {type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64")}
-    return [*map(_scalar_of, modules), np.dtype, *types]
-
-
-def _scalar_of(module: str) -> Callable[..., Any]:
-    def scalar(dtype: np.dtype[Any], data: bytes) -> Any:
-        return np.frombuffer(data, dtype)[0]
-
-    # The name by which a file calls it.
-    scalar.__module__, scalar.__qualname__ = module, "scalar"
-    return scalar
