@@ -371,7 +371,7 @@ def refused(capsys, *flags):
         (["--resume", "--out", "nowhere"], "no checkpoint in nowhere to resume"),
         (["--accumulate", "3"], "a multiple of 1 processes times --accumulate 3, got 64"),
         (["--image-size", "20"], "--image-size must be a multiple of 16 for --preset digits"),
-        (["--blocks", "1", "1"], "one width for each stage, got blocks=(1, 1)"),
+        (["--blocks", "1", "1"], "for each stage, got blocks=(1, 1)"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--precision", "float16"], "--precision float16 is for GPUs"),
         (["--sync-batch-norm"], "--sync-batch-norm is for NVIDIA GPUs only"),
