@@ -37,12 +37,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def try_writing(path: Path, *, folder: bool = False) -> None:
-    """Makes the folder that a result goes to and tries it, before the work instead of behind it.
-
-    Args:
-        path: Of the result.
-        folder: Whether that is a folder itself.
-    """
+    """Makes the folder that a result goes to, or is, and tries it, before the work."""
     home = path if folder else path.parent
     with writing(path):
         home.mkdir(parents=True, exist_ok=True)

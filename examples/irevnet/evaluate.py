@@ -7,7 +7,7 @@ The first evaluates the latest run on the data that it was trained on. ``DIR`` i
 ``train_imagenet.py`` takes; of a folder with ``train/<class>/<image>`` and ``val/<class>/<image>``,
 the classes are numbered in the order of their names, as those of ImageNet's synsets are for
 published weights, and must bear the names of the training. Images are resized, cropped and
-normalised as in its tests.
+analysis.normalised as in its tests.
 """
 
 from __future__ import annotations
@@ -25,25 +25,17 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from analyses.analysis import (
-    NetworkSettings,
-    device_of,
-    images,
-    normalised,
-    progress,
-    provenance,
-    write_json,
-)
+from analyses import analysis
 from errors import at_least, try_writing, writing
 from images.batches import Batches
 from scripts import run_script
-from trainer.optimisation import Precision
+from trainer.optimisation import autocast
 from trainer.tally import Tally
 from trainer.weights import Network
 
 
 @dataclass(frozen=True)
-class Settings(NetworkSettings):
+class Settings(analysis.NetworkSettings):
     """One evaluation."""
 
     batch_size: int | None = None  # Images at once; by default as in training
@@ -57,25 +49,22 @@ class Settings(NetworkSettings):
 
 @torch.no_grad()
 def evaluate(
-    network: Network, batches: Batches, precision: Precision, console: Console
+    network: Network, batches: Batches, precision: str, console: Console
 ) -> tuple[dict[str, float], Tensor]:
     """Mean loss and accuracy; and of each image its label, the class found and its probability."""
-    tally = Tally(precision.device, len(network.classes))
+    device = analysis.device_of(network)
+    tally = Tally(device, len(network.classes))
+    context = autocast(precision, device)
     lines = []
-    for x, labels in progress(normalised(network, batches), "", console, len(batches)):
-        with precision.autocast():
+    for x, labels in analysis.progress(
+        analysis.normalised(network, batches), "", console, len(batches)
+    ):
+        with context:
             logits = network.model(x).float()
         tally.add(F.cross_entropy(logits, labels), logits, labels)
         probability, found = logits.softmax(1).max(1)
         lines.append(torch.stack([labels, found, probability], 1).cpu())
     return tally.read(), torch.cat(lines)
-
-
-def by_class(lines: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """The accuracy of each class of which there are images."""
-    labels, found, _ = lines.unbind(1)
-    right = (labels == found).double()
-    return {names[int(label)]: right[labels == label].mean().item() for label in labels.unique()}
 
 
 def write_predictions(path: Path, lines: Tensor, batches: Batches, names: tuple[str, ...]) -> None:
@@ -100,21 +89,23 @@ def run(settings: Settings, console: Console) -> None:
     batch_size = settings.batch_size or network.config.batch_size
     config = replace(network.config, batch_size=batch_size, workers=settings.workers)
     network = replace(network, config=config)
-    batches = images(network, "test", classified=True)
-    precision = Precision(settings.precision, device_of(network))
-    means, lines = evaluate(network, batches, precision, console)
+    batches = analysis.images(network, "test", classified=True)
+    means, lines = evaluate(network, batches, settings.precision, console)
     found = {"images": len(lines), **means}
     for name, value in found.items():
         console.print(f"{name}: {round(value, 4)}")
     if settings.predictions:
         write_predictions(settings.predictions, lines, batches, network.classes)
     if settings.json:
-        about: dict[str, Any] = provenance(settings, network) | {
+        labels, guesses, _ = lines.unbind(1)
+        right = (labels == guesses).double()
+        names = {network.classes[int(label)]: label for label in labels.unique()}
+        about: dict[str, Any] = analysis.provenance(settings, network) | {
             "precision": settings.precision,
-            "device": str(device_of(network)),
-            "accuracy_by_class": by_class(lines, network.classes),
+            "device": str(analysis.device_of(network)),
+            "accuracy_by_class": {n: right[labels == i].mean().item() for n, i in names.items()},
         }
-        write_json(settings.json, about | found)
+        analysis.write_json(settings.json, about | found)
 
 
 main = partial(run_script, Settings, run)

@@ -13,23 +13,17 @@ from networks.resnet import ResNet
 from networks.revnet import RevNet
 
 Classifier = IRevNet | ResNet | RevNet
+Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A network and how it is trained.
-
-    Args:
-        network: Its class.
-        settings: The arguments of that class.
-        recipe: The settings of a run that are not as for ImageNet with the released code's recipe.
-        classes: How many it tells apart by default.
-    """
+    """A network and how it is trained."""
 
     network: type[Classifier]
-    settings: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    classes: int = 10
+    settings: Mapping[str, Any]  # the arguments of that class
+    recipe: Mapping[str, Any]  # what is not as for ImageNet with the released code's recipe
+    classes: int = 10  # how many it tells apart by default
 
     @property
     def reversible(self) -> bool:
@@ -62,7 +56,7 @@ CIFAR10: dict[str, Any] = {
 }
 # ours for few epochs,
 CIFAR10_SHORT = CIFAR10 | {"epochs": 30, "schedule": "one-cycle", "warmup": 5}
-# and for digits, whose 8x8 pixels are enlarged: a shift by 2 is one of theirs.
+# for digits, whose 8x8 pixels are enlarged: a shift by 2 is one of theirs,
 DIGITS: dict[str, Any] = {
     "epochs": 18,
     "batch_size": 64,
@@ -79,60 +73,30 @@ DIGITS: dict[str, Any] = {
     "threads": 1,
     "workers": 0,  # to start one takes longer than to read the images
 }
-# The paper's for ImageNet.
+# and the paper's for ImageNet.
 PAPER: dict[str, Any] = {"iterations": 600_000, "milestones": (160_000, 320_000, 480_000)}
 
-_A = {
-    "blocks": (4, 4, 6, 4),
-    "strides": (1, 2, 2, 2),
-    "widths": (96, 384, 1536, 6144),
-    "downsampling": 4,
-}
-_B = {
-    "blocks": (6, 16, 72, 6),
-    "strides": (2, 2, 2, 2),
-    "widths": (24, 96, 384, 1536),
-    "downsampling": 2,
-}
+
+def _stages(blocks: Row, strides: Row, widths: Row, **others: Any) -> dict[str, Any]:
+    return {"blocks": blocks, "strides": strides, "widths": widths, "downsampling": 1} | others
+
+
+_A = _stages((4, 4, 6, 4), (1, 2, 2, 2), (96, 384, 1536, 6144), downsampling=4)
+_B = _stages((6, 16, 72, 6), (2, 2, 2, 2), (24, 96, 384, 1536), downsampling=2)
+_RELEASED = _B | {"kernel_sizes": (3, 3, 3)}
+_CIFAR10 = _stages((18, 18, 18), (1, 2, 2), (16, 64, 256), kernel_sizes=(3, 3, 3), dropout=0.1)
+_CIFAR10_SMALL = _stages((2, 4, 4, 5), (1, 2, 2, 2), (6, 24, 96, 384), downsampling=2)
 # A bijective network has narrow streams where its images are large. Bottlenecks of a quarter of
 # that width learn little there, so that these are wider.
-_CIFAR10_SMALL = {
-    "blocks": (2, 4, 4, 5),
-    "strides": (1, 2, 2, 2),
-    "widths": (6, 24, 96, 384),
-    "downsampling": 2,
-    "inner_widths": (32, 48, 64, 96),
-}
-_DIGITS = {  # (b), a stage less
-    "in_channels": 1,
-    "blocks": (6, 12, 6),
-    "strides": (2, 2, 2),
-    "widths": (8, 32, 128),
-    "downsampling": 2,
-    "kernel_sizes": (3, 3, 3),
-}
-_CIFAR10: dict[str, Any] = {
-    "blocks": (18, 18, 18),
-    "strides": (1, 2, 2),
-    "widths": (16, 64, 256),
-    "downsampling": 1,
-    "kernel_sizes": (3, 3, 3),
-    "dropout": 0.1,
-}
-_FOUR = {"strides": (2, 2, 2, 2), "downsampling": 1}
-_THREE = {"strides": (2, 2, 2), "downsampling": 1, "in_channels": 1}
-_RESNET50 = {
-    "blocks": (3, 4, 6, 3),
-    "strides": (1, 2, 2, 2),
-    "widths": (64, 128, 256, 512),
-    "downsampling": 4,
-}
-_REVNET56 = {
-    "blocks": (2, 2, 3, 2),
-    "strides": (1, 2, 2, 2),
-    "widths": (512, 1024, 2048, 3328),
-    "downsampling": 4,
-}
+_CIFAR10_SMALL |= {"inner_widths": (32, 48, 64, 96)}
+_GREY = {"in_channels": 1}
+_DIGITS = _RELEASED | _stages((6, 12, 6), (2, 2, 2), (8, 32, 128), downsampling=2, **_GREY)
+_RESNET50 = _stages((3, 4, 6, 3), (1, 2, 2, 2), (64, 128, 256, 512), downsampling=4)
+_RESNET_CIFAR10 = _stages((3, 3, 3, 3), (2, 2, 2, 2), (16, 32, 64, 112))
+_RESNET_DIGITS = _stages((3, 3, 3), (2, 2, 2), (16, 40, 88), **_GREY)
+_REVNET56 = _stages((2, 2, 3, 2), (1, 2, 2, 2), (512, 1024, 2048, 3328), downsampling=4)
+_REVNET_CIFAR10 = _stages((3, 3, 3, 3), (2, 2, 2, 2), (64, 128, 256, 704))
+_REVNET_DIGITS = _stages((3, 3, 3), (2, 2, 2), (64, 192, 512), **_GREY)
 
 # i-RevNets: the paper's injective (a) and bijective (b); (b) with the 3x3 kernels of the published
 # weights, 125,120,356 parameters; the released code's for CIFAR-10; small bijective ones. Then what
@@ -140,20 +104,14 @@ _REVNET56 = {
 PRESETS = {
     "a": Preset(IRevNet, _A, IMAGENET, 1000),
     "b": Preset(IRevNet, _B, IMAGENET, 1000),
-    "b-released": Preset(IRevNet, _B | {"kernel_sizes": (3, 3, 3)}, IMAGENET, 1000),
+    "b-released": Preset(IRevNet, _RELEASED, IMAGENET, 1000),
     "cifar10": Preset(IRevNet, _CIFAR10, CIFAR10),
     "cifar10-small": Preset(IRevNet, _CIFAR10_SMALL, CIFAR10_SHORT),
     "digits": Preset(IRevNet, _DIGITS, DIGITS),
     "resnet50": Preset(ResNet, _RESNET50, IMAGENET, 1000),
-    "resnet-cifar10": Preset(
-        ResNet, _FOUR | {"blocks": (3, 3, 3, 3), "widths": (16, 32, 64, 112)}, CIFAR10_SHORT
-    ),
-    "resnet-digits": Preset(ResNet, _THREE | {"blocks": (3, 3, 3), "widths": (16, 40, 88)}, DIGITS),
+    "resnet-cifar10": Preset(ResNet, _RESNET_CIFAR10, CIFAR10_SHORT),
+    "resnet-digits": Preset(ResNet, _RESNET_DIGITS, DIGITS),
     "revnet56": Preset(RevNet, _REVNET56, IMAGENET, 1000),
-    "revnet-cifar10": Preset(
-        RevNet, _FOUR | {"blocks": (3, 3, 3, 3), "widths": (64, 128, 256, 704)}, CIFAR10_SHORT
-    ),
-    "revnet-digits": Preset(
-        RevNet, _THREE | {"blocks": (3, 3, 3), "widths": (64, 192, 512)}, DIGITS
-    ),
+    "revnet-cifar10": Preset(RevNet, _REVNET_CIFAR10, CIFAR10_SHORT),
+    "revnet-digits": Preset(RevNet, _REVNET_DIGITS, DIGITS),
 }

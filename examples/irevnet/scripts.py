@@ -33,12 +33,9 @@ def ending(body: Callable[[], int], *, prints: bool = True) -> int:
 def run_script(
     settings: type[S], body: Callable[[S, Console], None], arguments: Sequence[str] | None = None
 ) -> int:
-    """Runs a script with these flags, or the command line's; returns the exit status.
+    """Runs a script whose module's docstring is the help; returns the exit status.
 
-    Args:
-        settings: Its flags, a dataclass.
-        body: The script, whose module's docstring is the help.
-        arguments: The flags' words; None takes those of the command line.
+    Its flags, the fields of a dataclass, are read from the arguments or else the command line.
     """
 
     def run() -> int:

@@ -132,7 +132,8 @@ class Keeper:
 
     def log_losses(self) -> None:
         """Writes the loss of each step since the last time; this waits for the device."""
-        losses = self.training.take_losses()
+        losses = self.training.read_losses()
+        self.training.losses.clear()
         if losses:
             lr = self.training.learning_rate(self.training.iteration - 1)
             shown = [float(f"{loss:.6g}") for loss in losses]
@@ -174,13 +175,10 @@ def train_record(training: Training) -> dict[str, Any]:
 
 def epoch_line(record: dict[str, Any], training: Training) -> str:
     """What the terminal says of an epoch."""
-    top5 = ""
-    if len(training.classes) > 10:
-        top5 = f" (top 5: {record['test_top5_accuracy']:.1%})"
     return (
         f"epoch {record['epoch']:>{len(str(training.epochs))}}/{training.epochs}"
         f"  train {record['train_loss']:.3f} {record['train_accuracy']:.1%}"
-        f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}{top5}"
+        f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}"
         f"  {record['images_per_second']:,.0f} images/s"
     )
 

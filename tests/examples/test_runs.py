@@ -13,7 +13,7 @@ from experiment.folder import (
     load_checkpoint,
     read_log,
     read_settings,
-    save_checkpoint,
+    save_file,
 )
 
 pytestmark = pytest.mark.usefixtures("_in_a_folder_of_its_own")
@@ -71,19 +71,19 @@ def test_the_latest_run_with_a_checkpoint_is_resumed():
     for number in ("2", "10", "11", "best"):
         Path("runs/irevnet", number).mkdir(parents=True)
     for number in ("2", "10", "best"):
-        save_checkpoint(Path("runs/irevnet", number), {})
+        save_file(Path("runs/irevnet", number, "checkpoint.pt"), {})
     assert folder_to_resume(None) == Path("runs/irevnet/10")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before():
     path = new_folder(Path("run"))
-    save_checkpoint(path, {"weights": torch.ones(3)})
+    save_file(path / "checkpoint.pt", {"log_lines": 0, "weights": torch.ones(3)})
     weights = torch.randn(10_000)
     with (
         pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: \[Errno 27\].*untouched"),
         files_of_4_kib(),
     ):
-        save_checkpoint(path, {"weights": weights})
+        save_file(path / "checkpoint.pt", {"log_lines": 0, "weights": weights})
     assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
     assert names(path) == ["checkpoint.pt"]
 
@@ -98,15 +98,15 @@ def test_a_full_disk_is_named_when_the_log_is_written():
 
 def test_a_failed_write_leaves_the_checkpoint_before(monkeypatch):
     path = new_folder(Path("run"))
-    save_checkpoint(path, {"step": 1})
+    save_file(path / "checkpoint.pt", {"log_lines": 0, "step": 1})
 
     def fail(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: .*Input/output error"):
-        save_checkpoint(path, {"step": 2})
-    assert load_checkpoint(path) == {"step": 1}
+        save_file(path / "checkpoint.pt", {"log_lines": 0, "step": 2})
+    assert load_checkpoint(path) == {"log_lines": 0, "step": 1}
 
 
 def test_a_folder_that_cannot_be_written_is_named():
@@ -117,16 +117,16 @@ def test_a_folder_that_cannot_be_written_is_named():
         raise OSError
 
 
-def test_a_damaged_checkpoint_names_the_remedy():
+def test_a_damaged_checkpoint_is_refused():
     run = folder()
     (run.path / "checkpoint.pt").write_bytes(b"damaged")
-    with pytest.raises(RunError, match=r"cannot read run/checkpoint.pt: .* start again without"):
+    with pytest.raises(RunError, match=r"cannot read run/checkpoint.pt: it is no file of torch"):
         run.resume()
 
 
 def test_a_checkpoint_of_something_else_is_refused():
     run = folder()
-    save_checkpoint(run.path, {"state_dict": {}})
+    save_file(run.path / "checkpoint.pt", {"state_dict": {}})
     with pytest.raises(RunError, match=r"run/checkpoint.pt is not of a run of this version"):
         run.resume()
 
@@ -189,7 +189,7 @@ def test_two_processes_cannot_have_one_folder():
     for enter in (lambda: new_folder(Path("run")), opened):
         with pytest.raises(RunError, match=who):
             enter()
-    save_checkpoint(run.path, {})
+    save_file(run.path / "checkpoint.pt", {})
     with pytest.raises(RunError, match=f"{who}.*let that end first"):
         opened()
     run.close()

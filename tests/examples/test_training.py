@@ -551,20 +551,50 @@ def test_the_average_is_tested_and_kept(images):
     assert network.classes == ("day", "night")
 
 
+def alone(images, *flags):
+    """A training on these images, outside of any folder."""
+    config = parse(on(images, *flags))
+    run = training.Training(config, load_training(config, CPU), Team(CPU))
+    run.net.train()
+    return run
+
+
 def test_mixed_images_have_both_labels(images, monkeypatch):
     seen = []
     monkeypatch.setattr(training.Training, "_share", lambda _: 0.25)
-    config = parse(on(images, "--mixup", "1"))
-    run = training.Training(
-        config, load_training(config, torch.device("cpu")), Team(torch.device("cpu"))
-    )
+    run = alone(images, "--mixup", "1")
     run.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     pixels = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    labels = torch.tensor([0, 1, 1, 0])
-    run.net.train()
-    run._train_on(pixels, labels)
+    run._train_on(pixels, torch.tensor([0, 1, 1, 0]))
     x = run._images(pixels)
     torch.testing.assert_close(seen[0], 0.25 * x + 0.75 * x.flip(0))
+
+
+def change(images, *flags, scaler=None, spoilt=False):
+    """What a step of SGD without momentum and decay does to the classifier's weights."""
+    plain = ["--momentum", "0", "--weight-decay", "0", "--lr", "1", *flags]
+    run = alone(images, *plain)
+    run.scaler = scaler or run.scaler
+    weight = run.model.classifier.weight
+    if spoilt:
+        weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = weight.detach().clone()
+    run._train_on(*next(run.train_batches.epoch()))
+    return weight.detach() - before
+
+
+def test_gradients_are_clipped_to_a_norm(images):
+    free, loose, tight = (change(images, "--clip-norm", norm) for norm in ("0", "1000", "0.001"))
+    assert torch.equal(free, loose)
+    assert 0 < tight.norm() <= 0.001
+    torch.testing.assert_close(tight / tight.norm(), free / free.norm())
+
+
+def test_scaled_gradients_change_the_weights_as_others_do(images):
+    # The scaler of float16, whose arithmetic itself needs a GPU.
+    scaled = change(images, scaler=torch.amp.GradScaler("cpu"))
+    torch.testing.assert_close(scaled, change(images))
+    assert not change(images, scaler=torch.amp.GradScaler("cpu"), spoilt=True).any()
 
 
 class Board:

@@ -243,8 +243,8 @@ def test_the_average_is_taken_and_a_better_checkpoint_named(tmp_path, checkpoint
     [
         ({"weight": torch.zeros(2)}, "has no classifier: it holds weight"),
         ({"weight": 3}, r"holds weight \(int\); weights are in"),
-        ({}, "holds nothing; weights are in"),
-        (torch.zeros(2), "has no classifier: it holds Tensor"),
+        ({}, "holds a dict; weights are in"),
+        (torch.zeros(2), "holds a Tensor; weights are in"),
         ({"state_dict": [torch.zeros(2)]}, r"holds state_dict \(list\); weights are in"),
         (
             {"epoch": 1, "state_dict": {1: torch.zeros(2)}},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import socket
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,9 +73,8 @@ def load_file(path: Path) -> Any:
         raise RunError(f"cannot read {path}: {first_line(error)}.") from error
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes beside the checkpoint, then renames: a run killed midway keeps the one before."""
-    path = folder / CHECKPOINT
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes beside the file, then renames: a run killed midway keeps the one before."""
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
@@ -84,23 +85,17 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     # torch's writer turns a full disk into a RuntimeError.
     except (OSError, RuntimeError) as error:
         reason = error.__context__ if isinstance(error.__context__, OSError) else error
-        before = " The checkpoint before it is untouched." if path.exists() else ""
+        before = " What was there before is untouched." if path.exists() else ""
         raise RunError(f"cannot write {path}: {first_line(reason)}.{before}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads the checkpoint of a run."""
-    try:
-        state = load_file(folder / CHECKPOINT)
-    except RunError as error:
-        raise RunError(
-            f"{error} If it is damaged, start again without --resume and with another --out; "
-            f"{BEST} beside it may still have the best weights."
-        ) from error
-    if not isinstance(state, dict):
-        raise RunError(f"{folder / CHECKPOINT} is no checkpoint, but a {type(state).__name__}.")
+    """Reads the checkpoint of a run; :data:`BEST` beside it is another, should it be damaged."""
+    state = load_file(folder / CHECKPOINT)
+    if not isinstance(state, dict) or "log_lines" not in state:
+        raise RunError(f"{folder / CHECKPOINT} is not of a run of this version.")
     return state
 
 
@@ -122,12 +117,7 @@ def _read(path: Path, load: Callable[[str], Any]) -> Any:
 
 
 class RunFolder:
-    """What one process of a run does to its folder, if it is the one that writes.
-
-    Args:
-        path: An existing folder, which is locked for as long as this process lives.
-        writes: Whether it is this process.
-    """
+    """What one process of a run does to its folder, which it locks if it is the one that writes."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -165,8 +155,6 @@ class RunFolder:
     def resume(self) -> dict[str, Any]:
         """The state of the checkpoint; of the log, the lines remain that it knows of."""
         state = load_checkpoint(self.path)
-        if "log_lines" not in state:
-            raise RunError(f"{self.path / CHECKPOINT} is not of a run of this version.")
         self.lines = state["log_lines"]
         log = self.path / LOG
         if self.writes and log.exists():
@@ -176,13 +164,9 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], *, best: bool = False) -> None:
         """Writes a checkpoint; the best one stays under another name when others replace it."""
-        if self.writes:
-            save_checkpoint(self.path, {**state, "log_lines": self.lines})
-        if self.writes and best:
-            partial = self.path / f"{BEST}.partial"
-            with writing(self.path / BEST):
-                shutil.copyfile(self.path / CHECKPOINT, partial)
-                partial.replace(self.path / BEST)
+        for name in (CHECKPOINT, BEST) if best else (CHECKPOINT,):
+            if self.writes:
+                save_file(self.path / name, {**state, "log_lines": self.lines})
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Adds a line of JSON to the log."""
@@ -190,7 +174,7 @@ class RunFolder:
         self.lines += 1
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Writes the settings, which ``--resume`` reads."""
+        """Writes what ``--resume`` reads."""
         self._write(SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
 
     def _write(self, name: str, text: str, mode: str = "w") -> None:
@@ -216,14 +200,11 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _next_number() -> Path:
-    number = 1
-    while True:
-        try:
+    for number in itertools.count(1):
+        with suppress(FileExistsError):  # also if another run has just made it
             (RUNS / str(number)).mkdir(parents=True)
-        except FileExistsError:  # also if another run has just made it
-            number += 1
-        else:
-            return RUNS / str(number)
+            break
+    return RUNS / str(number)
 
 
 def _free(out: Path) -> Path:

@@ -76,12 +76,8 @@ def random_box(image_size: tuple[int, int], rng: random.Random) -> Box:
 def jitter_colours(image: Image.Image, jitter: Sequence[float], rng: random.Random) -> Image.Image:
     """Changes brightness, contrast, saturation and hue, in random order.
 
-    Args:
-        image: In grey its hue and saturation stay.
-        jitter: The first three factors are drawn from ``1 - jitter`` to ``1 + jitter``, but not
-            below 0. The fourth is the largest turn of the hue either way, half of the colour circle
-            being 0.5.
-        rng: Draws.
+    The first three factors are drawn from ``1 - jitter`` to ``1 + jitter``, but not below 0. The
+    fourth is the largest turn of the hue either way, 0.5 being half of the colour circle.
     """
     for change in rng.sample(range(4), 4) if any(jitter) else ():
         amount = jitter[change]

@@ -55,17 +55,11 @@ class Batches:
 
     Which image comes when, and how it is augmented, is a function of the seed, the epoch and the
     step alone: no generator moves on. So a run can be resumed in the middle of an epoch, and the
-    processes of a distributed run together read what one process alone would have read.
+    processes of a distributed run together read what one process alone would have read: each its
+    part of every batch, of no image where fewer are left than there are processes.
 
-    Args:
-        images: What is read, by ``--workers`` processes.
-        config: The settings of the run; ``batch_size`` counts the images of all processes.
-        device: Where the batches go.
-        train: Whether images are shuffled and augmented and an incomplete last batch is left out,
-            or all come as they are.
-        rank: This process, which reads a part of each batch: of no image, where fewer are left than
-            there are processes.
-        ranks: How many processes there are.
+    To ``train``, images are shuffled and augmented and an incomplete last batch is left out; else
+    all come as they are.
     """
 
     def __init__(

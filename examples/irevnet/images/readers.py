@@ -41,8 +41,9 @@ def open_images(config: Config, part: Part) -> Images:
             )
         return read_digits(part, config.image_size)
     path = Path(config.data)
-    if is_cifar10(path):
-        return read_cifar10(path, part)
+    for folder in (path, path / FOLDER):
+        if folder.name.endswith((".tar.gz", ".tgz")) or (folder / FILES["test"][0]).is_file():
+            return read_cifar10(folder, part)
     if path.is_dir():
         return (read_tables if any(path.glob("*.parquet")) else read_folder)(path, part)
     error = f"{path.absolute()} is {'no folder' if path.exists() else 'not there'}: {ACCEPTED}."
@@ -134,21 +135,11 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer"]
 CLASSES += ["dog", "frog", "horse", "ship", "truck"]
 
 
-def is_cifar10(path: Path) -> bool:
-    """Whether this is the archive, the folder in it or one that holds this folder."""
-    return path.name.endswith((".tar.gz", ".tgz")) or _folder(path) is not None
-
-
-def _folder(path: Path) -> Path | None:
-    return next((f for f in (path, path / FOLDER) if (f / FILES["train"][0]).is_file()), None)
-
-
 def read_cifar10(path: Path, part: Part) -> Images:
     """CIFAR-10's archive ``cifar-10-python.tar.gz``, or the folder in it."""
-    folder = _folder(path)
     try:
-        if folder is not None:
-            pickles = [(folder / name).read_bytes() for name in FILES[part]]
+        if path.is_dir():
+            pickles = [(path / name).read_bytes() for name in FILES[part]]
         else:
             with tarfile.open(path) as archive:  # in memory: nothing in it is written anywhere
                 files = [archive.extractfile(f"{FOLDER}/{name}") for name in FILES[part]]

@@ -18,16 +18,13 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import RunError, explained
+from errors import RunError, explained, first_line
 from networks import irevnet, resnet
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together, as one of them sees them.
-
-    What they share, all of them must call.
-    """
+    """The processes that train together, as one of them sees them; all must call its methods."""
 
     device: torch.device  # this process's
     rank: int = 0  # this process, 0 to ``ranks - 1``
@@ -142,7 +139,7 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # an assertion if torch has no CUDA
-        raise RunError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise RunError(f"--device {name} cannot be used: {first_line(error)}") from error
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -27,34 +27,16 @@ def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.o
     return torch.optim.SGD(groups, config.lr, config.momentum, fused=fused)
 
 
-class Precision:
+def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Runs convolutions in a type; weights, statistics, sums and exact states stay float32."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        if name == "auto":
-            name = "bfloat16" if device.type == "cuda" else "float32"
-        if name == "float16" and device.type == "cpu":
-            raise RunError(
-                "--precision float16 is for GPUs, a hundred times slower than float32 on a CPU: "
-                "take float32."
-            )
-        self.device = device
-        self.type = TYPES[name]
-        # Gradients below 6e-8 would become 0 in float16; bfloat16 has the range of float32.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.type is torch.float16)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which a network and its loss run."""
-        return torch.autocast(self.device.type, self.type, enabled=self.type is not torch.float32)
-
-    def step(self, optimizer: torch.optim.Optimizer, clip_norm: float = 0.0) -> None:
-        """Changes the weights; not if scaled gradients have left the range of float16."""
-        if clip_norm:
-            self.scaler.unscale_(optimizer)
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(weights, clip_norm)
-        self.scaler.step(optimizer)
-        self.scaler.update()
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    if precision == "float16" and device.type == "cpu":
+        raise RunError(
+            "--precision float16 is for GPUs, a hundred times slower than float32 on a CPU: "
+            "take float32."
+        )
+    return torch.autocast(device.type, TYPES[precision], enabled=precision != "float32")
 
 
 class Average:

@@ -35,8 +35,7 @@ class Network:
     """A trained network and what is known of it."""
 
     model: Classifier  # in evaluation mode
-    # the settings of the run that trained it; of published weights, the released code's
-    config: Config
+    config: Config  # of the run that trained it; of published weights, the released code's
     classes: tuple[str, ...]  # the names of the classes, or their numbers
     origin: str  # where it comes from, in one line
     path: Path = Path()  # of the file
@@ -74,17 +73,10 @@ def build_model(config: Config, classes: int) -> Classifier:
 
 
 def load_network(path: Path | None, device: torch.device, preset: str | None = None) -> Network:
-    """Reads a trained network.
+    """Reads a trained network, by default that of the latest run.
 
-    Args:
-        path: A run's folder, a checkpoint, a ``.safetensors`` file of :func:`save_weights`, or a
-            checkpoint of the released code such as ``ILSVRC_trained_irevnet.pth.tar``. None is the
-            latest run under runs/irevnet.
-        device: Where the network goes.
-        preset: Of weights that do not say which network they are of; None is the published.
-
-    Raises:
-        RunError: If there is no such file, or it holds something else.
+    The preset is that of weights which do not say what network they are of; by default they are
+    taken for the published ones.
     """
     found = read_weights(path)
     # In floating point, as it was trained: nothing kept its states in the range of exact sums.
@@ -127,13 +119,7 @@ def read_weights(path: Path | None) -> Weights:
 
 
 def save_weights(path: Path, network: Network) -> None:
-    """Writes a network as a ``.safetensors`` file.
-
-    Its metadata are the preset, the classes, the origin, a checksum, and in JSON all settings.
-
-    Raises:
-        RunError: If it cannot be written; a file that was there is untouched then.
-    """
+    """Writes a network as a ``.safetensors`` file, with its settings, classes and a checksum."""
     safetensors = _import_safetensors(path)
     # Tensors that share memory are refused.
     state = {key: value.clone().contiguous() for key, value in network.model.state_dict().items()}
@@ -192,7 +178,7 @@ def _read_safetensors(path: Path) -> Weights:
 def _read_checkpoint(path: Path) -> Weights:
     """A checkpoint of ours or of the released code, or a bare state dict."""
     found = load_file(path)
-    content = found if isinstance(found, dict) else {type(found).__name__: found}
+    content: dict[str, Any] = found if isinstance(found, dict) else {}
     if content.keys() >= {"config", "classes", "model", "epoch"}:
         config = Config.from_dict(content["config"], str(path))
         about, best = f", epochs trained: {content['epoch']}", content.get("best_epoch")
@@ -201,14 +187,13 @@ def _read_checkpoint(path: Path) -> Weights:
         state = content.get("average") or content["model"]
         return Weights(path, state, config, tuple(content["classes"]), about)
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(map(_is_weight, state.items())):
-        held = [f"{key} ({type(value).__name__})" for key, value in content.items()]
-        raise RunError(f"{path} holds {', '.join(held[:6]) or 'nothing'}; {ACCEPTED}.")
-    return Weights(path, {key.removeprefix("module."): value for key, value in state.items()})
-
-
-def _is_weight(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+    items = state.items() if isinstance(state, dict) else ()
+    if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
+        return Weights(path, {key.removeprefix("module."): value for key, value in items})
+    held = [f"{key} ({type(value).__name__})" for key, value in content.items()]
+    raise RunError(
+        f"{path} holds {', '.join(held[:6]) or f'a {type(found).__name__}'}; {ACCEPTED}."
+    )
 
 
 def _count_classes(found: Weights) -> int:
