@@ -15,7 +15,7 @@ what is decoded there looks like noise. The table says how far off they are.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,11 +30,11 @@ from torch.nn import functional as F
 from analyses import analysis
 from analyses.decoding import draw_rows, relative_error
 from errors import RunError, at_least
-from images.batches import Normalise
 from networks.irevnet import IRevNet
 from scripts import run_script
 
 BATCH = 32  # images decoded at once
+ENDS = [0, -1]  # of a line
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,17 @@ class InterpolateSettings(analysis.Settings):
     dense: int = 256  # Points at which --spacing pixels measures a curve
 
 
-@dataclass(frozen=True)
-class Line:
-    """What is decoded between two images."""
-
-    t: Tensor  # where, from 0 (the second image) to 1 (the first)
-    decoded: Tensor  # the images there, normalised
-    straight: Tensor  # the straight line in pixel space at the same ``t``
-    # relative distance of the features that the decoded images have to those they were decoded from
-    off: Tensor
-
-    def numbers(self, normalise: Normalise) -> dict[str, Any]:
-        """What can be written down."""
-        ends = self.straight[[0, -1]], self.decoded[[0, -1]]
-        straight, decoded = ((255 * normalise.undo(x)).round().clamp(0, 255) for x in ends)
-        return {
-            "t": self.t,
-            "distance_to_next": distances(self.decoded),
-            "distance_to_next_in_pixel_space": distances(self.straight),
-            "relative_distance_of_features": self.off,
-            "relative_error_at_ends": relative_error(*ends),
-            "wrong_8_bit_values_at_ends": int((decoded != straight).sum()),
-        }
-
-
 @torch.no_grad()
 def decode_line(
     model: IRevNet, first: Tensor, second: Tensor, *, steps: int, dense: int | None = None
-) -> Line:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decodes the straight line between the features of two normalised images.
 
-    Its steps are even in ``t``; or, if the curve is measured at ``dense`` points, in pixels.
+    Returns:
+        Where, ``t`` from 0 (the second image) to 1 (the first), in even steps; or, if the curve is
+        measured at ``dense`` points, in steps that are even in pixels. The images decoded there,
+        those on the straight line in pixel space, and the relative distances of the features that
+        the decoded images have to those they were decoded from.
     """
     ends = torch.stack([second, first])
     phi = model.features(ends)
@@ -90,8 +70,7 @@ def decode_line(
     if dense is not None:
         t = evenly_along(curve, t, dense)
     decoded = curve(t)
-    off = relative_error(mix(phi, t), model.features(decoded))
-    return Line(t, decoded, mix(ends, t), off)
+    return t, decoded, mix(ends, t), relative_error(mix(phi, t), model.features(decoded))
 
 
 def mix(ends: Tensor, t: Tensor) -> Tensor:
@@ -122,32 +101,41 @@ def run(settings: InterpolateSettings, console: Console) -> None:
     network = settings.begin(console)
     model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
     normalise = analysis.normaliser(network)
-    found = analysis.few_images(network, 2 * settings.pairs).double()
-    if len(found) < 2:
-        raise RunError(f"a line needs two test images, got {len(found)}.")
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(settings.seed))
-    pairs = list(found[order[: len(found) // 2 * 2]].unflatten(0, (-1, 2)))
+    images = analysis.few_images(network, 2 * settings.pairs).double()
+    if len(images) < 2:
+        raise RunError(f"a line needs two test images, got {len(images)}.")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
+    pairs = list(images[order[: len(images) // 2 * 2]].unflatten(0, (-1, 2)))
     dense = settings.dense if settings.spacing == "pixels" else None
-    lines = [
-        decode_line(model, first, second, steps=settings.steps, dense=dense)
-        for first, second in analysis.progress(pairs, "pairs", console)
-    ]
-    numbers = [line.numbers(normalise) for line in lines]
-    console.print(analysis.table(numbers))
-    about = analysis.provenance(settings, network) | {"lines": numbers}
-    analysis.save(settings.out, "interpolate", draw(lines, normalise), about, console)
+    figure = Figure(figsize=(settings.steps, 2.4 * len(pairs)), layout="constrained")
+    parts = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
+    lines = []
+    for part, (x1, x2) in zip(parts, analysis.progress(pairs, "pairs", console), strict=True):
+        t, decoded, straight, off = decode_line(model, x1, x2, steps=settings.steps, dense=dense)
+        lines.append({"t": t, "relative_distance_of_features": off} | measure(decoded, straight))
+        rows = {"decoded": normalise.undo(decoded), "pixel space": normalise.undo(straight)}
+        lines[-1]["wrong_8_bit_values_at_ends"] = wrong_at_ends(*rows.values())
+        draw_rows(part, rows)
+        for place, at in zip(part.axes[1:], t[1:], strict=False):
+            place.set_title(f"t = {at:.2g}", fontsize=14)
+    console.print(analysis.table(lines))
+    about = analysis.provenance(settings, network) | {"lines": lines}
+    analysis.save(settings.out, "interpolate", figure, about, console)
 
 
-def draw(lines: Sequence[Line], normalise: Normalise) -> Figure:
-    """Each decoded line above the straight one in pixel space."""
-    figure = Figure(figsize=(len(lines[0].t), 2.4 * len(lines)), layout="constrained")
-    parts = figure.subfigures(len(lines), 1, squeeze=False)[:, 0]
-    for part, line in zip(parts, lines, strict=True):
-        rows = {"decoded": line.decoded, "pixel space": line.straight}
-        draw_rows(part, {title: normalise.undo(images) for title, images in rows.items()})
-        for place, t in zip(part.axes[1:], line.t[1:], strict=False):
-            place.set_title(f"t = {t:.2g}", fontsize=14)
-    return figure
+def measure(decoded: Tensor, straight: Tensor) -> dict[str, Any]:
+    """Lengths of the steps, and how the ends differ."""
+    return {
+        "distance_to_next": distances(decoded),
+        "distance_to_next_in_pixel_space": distances(straight),
+        "relative_error_at_ends": relative_error(straight[ENDS], decoded[ENDS]),
+    }
+
+
+def wrong_at_ends(*rows: Tensor) -> int:
+    """How many values differ in 8 bits, white being 1 before."""
+    decoded, straight = ((255 * x[ENDS]).round().clamp(0, 255) for x in rows)
+    return int((decoded != straight).sum())
 
 
 main = partial(run_script, InterpolateSettings, run)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -111,57 +111,63 @@ def energies(
     return np.square(jacobian @ signs).sum(0)
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular values of a Jacobian, the largest first."""
-
-    values: np.ndarray  # all, or the largest
-    outputs: int  # rows of the Jacobian
-    inputs: int  # its columns, and the number of all singular values
-    energy: float  # sum of the squares of all
-    # so far at most is a singular value of the Jacobian from each of them; 0 if they are computed
-    # from the full matrix
-    residual: float = 0.0
-    energy_error: float = 0.0  # its standard error; 0 if it is summed up
-
-    def shares(self) -> np.ndarray:
-        """What share of the energy the first values hold."""
-        shares: np.ndarray = np.square(self.values).cumsum() / self.energy
-        return shares
-
-    def first(self, part: float) -> float | None:
-        """What share of the energy that part of all values holds; None if more than are known."""
-        count = max(1, round(part * self.inputs))
-        return float(self.shares()[count - 1]) if count <= len(self.values) else None
-
-    def count(self, share: float) -> int | None:
-        """How many of the first values hold this share of the energy; None if more than known."""
-        enough = np.flatnonzero(self.shares() >= share)
-        return int(enough[0]) + 1 if len(enough) else None
-
-    def log_det(self) -> float | None:
-        """Sum of all ``log s``, if all are known and the Jacobian is square."""
-        known = len(self.values) == self.inputs == self.outputs
-        return float(np.log(self.values).sum()) if known else None
-
-
-def full_spectrum(matrix: np.ndarray) -> Spectrum:
-    """All singular values of a matrix."""
+def full_spectrum(matrix: np.ndarray) -> dict[str, Any]:
+    """All singular values of a matrix, and what they tell."""
     # NumPy's svd takes five times as long.
     values = torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-    return Spectrum(values, len(matrix), matrix.shape[1], float(np.square(values).sum()))
+    return spectrum(values, matrix.shape, float(np.square(values).sum()))
 
 
 def leading_spectrum(
     jacobian: LinearOperator, count: int, samples: int, rng: np.random.Generator
-) -> Spectrum:
-    """The largest singular values, and an estimate of the energy of all."""
-    rows, columns = jacobian.shape
-    values, residuals, vectors = leading(jacobian, min(count, columns - 1), rng)  # ARPACK's most
+) -> dict[str, Any]:
+    """The largest singular values, an estimate of the energy of all, and what they tell."""
+    count = min(count, jacobian.shape[1] - 1)  # ARPACK takes no more
+    values, residuals, vectors = leading(jacobian, count, rng)
     rest = energies(jacobian, samples, rng, without=vectors)
-    energy = float(np.square(values).sum() + rest.mean())
     error = float(rest.std(ddof=1) / np.sqrt(samples))
-    return Spectrum(values, rows, columns, energy, float(residuals.max()), error)
+    energy = float(np.square(values).sum() + rest.mean())
+    return spectrum(values, jacobian.shape, energy, float(residuals.max()), error)
+
+
+def spectrum(
+    values: np.ndarray,
+    shape: tuple[int, ...],
+    energy: float,
+    residual: float = 0.0,
+    energy_error: float = 0.0,
+) -> dict[str, Any]:
+    """What the largest singular values of a matrix tell, or all; None where they are too few.
+
+    A singular value is no farther than ``residual`` from each. The energy is the sum of squares of
+    all, with its standard error.
+    """
+    outputs, inputs = shape
+    shares = np.square(values).cumsum() / energy
+    firsts = {part: max(1, round(part * inputs)) for part in PARTS}
+    counts = {share: 1 + int(np.searchsorted(shares, share)) for share in SHARES}
+    known = len(values)
+    return {
+        "values": values,
+        "outputs": outputs,
+        "inputs": inputs,
+        "residual": residual,
+        "energy": energy,
+        "energy_error": energy_error,
+        **{
+            f"share_of_first_{p:.2%}": shares[n - 1] if n <= known else None
+            for p, n in firsts.items()
+        },
+        **{f"values_with_{s:.0%}": n if n <= known else None for s, n in counts.items()},
+        "log_det": np.log(values).sum() if known == inputs == outputs else None,
+    }
+
+
+def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> dict[str, float]:
+    """By how much decoding amplifies an error, at worst and as a root mean square."""
+    worst, _, _ = leading(inverse, 1, rng)
+    mean = energies(inverse, samples, rng).mean() / inverse.shape[1]
+    return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
 
 
 def run(settings: SpectrumSettings, console: Console) -> None:
@@ -174,59 +180,45 @@ def run(settings: SpectrumSettings, console: Console) -> None:
     every = len(analysis.images(network, "test").images)
     points = analysis.few_images(network, settings.limit)
     rng = np.random.default_rng(settings.seed)
-    spectra, found = {}, []
+    found = {}
     for index, x in enumerate(points.split(1)):
         name = f"test image {index * every // len(points):,}"
         with console.status(name):
             forward = jacobian(model.features, x.double())
             back = jacobian(model.inverse, model.features(x.double()))
-            if x.numel() <= settings.full_up_to:
-                spectra[name] = full_spectrum(full(forward))
-            else:
-                spectra[name] = leading_spectrum(forward, settings.leading, settings.samples, rng)
+            found[name] = (
+                full_spectrum(full(forward))
+                if x.numel() <= settings.full_up_to
+                else leading_spectrum(forward, settings.leading, settings.samples, rng)
+            )
+            found[name] |= growth(back, settings.samples, rng)
             with torch.no_grad():
                 error = relative_error(x, single.inverse(single.features(x))).item()
-            grows = growth(back, settings.samples, rng) | {"all_in_float32": error}
-        found.append({"image": name} | summary(spectra[name], grows))
-    rows = [{"": key} | {each["image"]: each[key] for each in found} for key in found[0]]
+        largest, worst = found[name]["values"][0], found[name]["worst"]
+        found[name] |= {"all_in_float32": error, "condition_number": largest * worst}
+    figure = draw(found)
+    rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
     console.print(analysis.table(rows))
-    about = analysis.provenance(settings, network) | {"images": found}
-    analysis.save(settings.out, "spectrum", draw(spectra), about, console)
+    numbers = {"images": [{"image": name} | each for name, each in found.items()]}
+    about = analysis.provenance(settings, network)
+    analysis.save(settings.out, "spectrum", figure, about | numbers, console)
 
 
-def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> dict[str, float]:
-    """By how much decoding amplifies an error, at worst and as a root mean square."""
-    worst, _, _ = leading(inverse, 1, rng)
-    mean = energies(inverse, samples, rng).mean() / inverse.shape[1]
-    return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
-
-
-def summary(spectrum: Spectrum, errors: Mapping[str, float]) -> dict[str, Any]:
-    """What can be written down of an image."""
-    return {
-        **asdict(spectrum),
-        **errors,
-        "condition_number": spectrum.values[0] * errors["worst"],
-        **{f"share_of_first_{part:.2%}": spectrum.first(part) for part in PARTS},
-        **{f"values_with_{share:.0%}": spectrum.count(share) for share in SHARES},
-        "log_det": spectrum.log_det(),
-    }
-
-
-def draw(spectra: Mapping[str, Spectrum]) -> Figure:
+def draw(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
     """The normalised singular values, and the share of the energy that the first ones hold."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     values, energy = figure.subplots(1, 2)
-    for name, spectrum in spectra.items():
-        index = np.arange(1, len(spectrum.values) + 1)
-        values.loglog(index, spectrum.values / spectrum.values[0], label=name)
-        shares, error = spectrum.shares(), spectrum.energy_error / spectrum.energy
+    for name, found in spectra.items():
+        index = np.arange(1, len(found["values"]) + 1)
+        values.loglog(index, found["values"] / found["values"][0], label=name)
+        shares = np.square(found["values"]).cumsum() / found["energy"]
+        error = 2 * found["energy_error"] / found["energy"]
         energy.semilogx(index, shares)
-        energy.fill_between(index, shares * (1 - 2 * error), shares * (1 + 2 * error), alpha=0.3)
+        energy.fill_between(index, shares * (1 - error), shares * (1 + error), alpha=0.3)
     values.set(xlabel="singular value", ylabel="relative to the largest")
     energy.set(xlabel="first singular values", ylabel="share of the energy", ylim=(0, 1.02))
     for axes in (values, energy):
-        axes.set_xlim(1, spectrum.inputs)
+        axes.set_xlim(1, found["inputs"])
         axes.grid(alpha=0.3)
     if len(spectra) <= 10:
         values.legend()

@@ -1,5 +1,6 @@
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,9 @@ def pair(trained):
 
 
 def line(model, pair, **changes):
-    return decode_line(model, *pair, **{"steps": 5} | changes)
+    names = ("t", "decoded", "straight", "off")
+    found = decode_line(model, *pair, **{"steps": 5} | changes)
+    return SimpleNamespace(**dict(zip(names, found, strict=True)))
 
 
 def travelled(t):
