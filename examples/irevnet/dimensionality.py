@@ -2,10 +2,8 @@
 
     python examples/irevnet/dimensionality.py --weights runs/irevnet/1
 
-Figure 7 of the paper (https://arxiv.org/abs/1802.07088): a linear support vector machine and the
-nearest neighbour classify the test images by the first principal components of the last features,
-averaged over space and standardised; the components are those of the training images. The paper's
-i-RevNet (b) on ImageNet needed about 200 of 3072.
+Figure 7 of the paper (https://arxiv.org/abs/1802.07088): the classifiers of ``separation.py`` read
+the first principal components of the last features, which are those of the training images.
 """
 
 from __future__ import annotations

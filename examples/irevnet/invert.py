@@ -15,7 +15,6 @@ amplifies what rounding leaves in them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +24,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from analyses import analysis
 from analyses.decoding import CAPTION, decode, draw_rows, some_decoded
@@ -37,7 +35,6 @@ from scripts import run_script
 from trainer.weights import Network
 
 Mode = Literal["float32", "float64", "exact"]
-SOURCES = ("test images", "noises")
 
 
 @dataclass(frozen=True)
@@ -71,28 +68,25 @@ def run(settings: InvertSettings, console: Console) -> None:
     models = {mode: in_mode(network, mode) for mode in settings.modes}
     test = analysis.images(network, "test", settings.limit).images
     noises = noise(settings.noises, network.config.image_size, settings.seed)
-    figure = Figure((14 + 1.6 * len(models), 2.8 + 2.4 * len(models)), layout="constrained")
-    parts = figure.subfigures(2, 2, squeeze=False, width_ratios=(12, 2 + 1.6 * len(models)))
-    numbers: dict[str, dict[str, Any]] = {}
-    for name, images, (left, right) in zip(SOURCES, (test, noises), parts, strict=True):
-        numbers[name], decoded, worst = {}, {}, {}
-        config = network.config
-        if name == "noises":  # are taken whole
-            config = replace(config, augmentation="shift")
+    figure = Figure((12, 2.8 + 2.4 * len(models)), layout="constrained")
+    numbers: dict[str, dict[str, Any]] = {"test images": {}, "noises": {}}
+    # Noises are taken whole.
+    configs = network.config, replace(network.config, augmentation="shift")
+    for (name, found), images, config, part in zip(
+        numbers.items(), (test, noises), configs, figure.subfigures(2, 1), strict=True
+    ):
+        decoded = {}
         for mode, model in models.items():
             source = images.at_most(settings.float64_limit if mode == "float64" else None)
             batches = plain(source, config, analysis.device_of(network))
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
-                numbers[name][mode], worst[mode] = decode(model, epoch, normalise)
+                found[mode] = decode(model, epoch, normalise)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
             originals, decoded[f"decoded, {mode}"] = some_decoded(model, images, config, normalise)
-        draw_rows(left, {name: originals} | decoded)
-        errors = (f"{mode} {each['worst_error']:.0e}" for mode, each in numbers[name].items())
-        right.suptitle(f"largest errors: {', '.join(errors)}", fontsize=14)
-        draw_worst(right, list(worst.values()))
+        draw_rows(part, {name: originals} | decoded)
     rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
     console.print(analysis.table(rows, CAPTION))
     about = analysis.provenance(settings, network)
@@ -104,17 +98,6 @@ def in_mode(network: Network, mode: Mode) -> IRevNet:
     quantum = (network.config.quantum or 2**-16) if mode == "exact" else None
     dtype = torch.float64 if mode == "float64" else torch.float32
     return analysis.in_arithmetic(network, dtype=dtype, quantum=quantum)
-
-
-def draw_worst(figure: Any, pairs: Sequence[Tensor]) -> None:
-    """Draws originals above what is decoded, and above where it differs."""
-    differences = [(decoded - original).abs() for original, decoded in pairs]
-    rows = {
-        "original": [original for original, _ in pairs],
-        "decoded": [decoded for _, decoded in pairs],
-        "difference, the largest white": [each / each.max() for each in differences],
-    }
-    draw_rows(figure, rows)
 
 
 main = partial(run_script, InvertSettings, run)

@@ -1,13 +1,10 @@
-"""Tells how well the classes are separated behind each block of a network.
-
-For instance, an i-RevNet and a ResNet in one figure:
+"""Tells how well the classes are separated behind each block of a network, or of several.
 
     python examples/irevnet/separation.py --weights runs/irevnet/1 runs/irevnet/2
 
 Figure 6 of the paper (https://arxiv.org/abs/1802.07088): a linear support vector machine and the
 nearest neighbour classify the test images by the features behind each block, averaged over space
-and standardised with the training images. Both get better with depth, of an i-RevNet as of a
-ResNet, though the i-RevNet has discarded nothing. The paper measured it on ImageNet.
+and standardised with the training images.
 """
 
 from __future__ import annotations

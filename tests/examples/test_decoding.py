@@ -47,7 +47,7 @@ NORMALISE = Already([0.5], [0.25], CPU)
 
 def of(*factors, images=None):
     x = torch.randn(len(factors), 1, 2, 2) if images is None else images
-    return decode(Off(*factors), [(x, torch.zeros(len(x)))], NORMALISE)[0]
+    return decode(Off(*factors), [(x, torch.zeros(len(x)))], NORMALISE)
 
 
 def test_errors_are_relative_to_each_image():
@@ -65,19 +65,18 @@ def test_images_in_every_bit_are_counted():
     assert of(1.0, 1.0 + 2**-20, 1.0)["bit_for_bit"] == 2
 
 
-def test_the_worst_image_is_kept_whichever_batch_it_is_in():
-    batches = torch.randn(9, 1, 2, 2).split(3)
+def test_the_worst_image_is_found_whichever_batch_it_is_in():
     model = Off(1.0, 1.0, 1.0)
     factors = iter([(1.0, 1.1, 1.0), (1.0, 1.0, 3.0), (1.2, 1.0, 1.0)])
 
     def with_factors():
-        for batch in batches:
+        for batch in torch.randn(9, 1, 2, 2).split(3):
             model.factors.data = torch.tensor(next(factors))
             yield batch, torch.zeros(3)
 
-    _, (original, image) = decode(model, with_factors(), NORMALISE)
-    torch.testing.assert_close(original, NORMALISE.undo(batches[1][2]))
-    torch.testing.assert_close(image, NORMALISE.undo(3 * batches[1][2]))
+    decoded = decode(model, with_factors(), NORMALISE)
+    assert decoded["images"] == 9
+    assert decoded["worst_error"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
@@ -96,10 +95,8 @@ def test_it_computes_in_the_dtype_of_the_weights():
         def features(self, x):
             return nn.functional.conv2d(x, self.factors.view(1, 1, 1, 1))
 
-    _, worst = decode(
-        Convolving(1.0).double(), [(torch.randn(1, 1, 2, 2), torch.zeros(1))], NORMALISE
-    )
-    assert worst.dtype == torch.float64
+    images = [(torch.randn(1, 1, 2, 2), torch.zeros(1))]
+    assert decode(Convolving(1.0).double(), images, NORMALISE)["images"] == 1
 
 
 def numbered():
@@ -113,7 +110,7 @@ def test_the_classes_found_are_compared_with_the_labels():
         def classify(self, phi):
             return super().classify(phi)[:, :5]
 
-    found, _ = decode(Below5(*[1.0] * 8), numbered(), Normalise([0.0], [1.0], CPU))
+    found = decode(Below5(*[1.0] * 8), numbered(), Normalise([0.0], [1.0], CPU))
     assert found["accuracy"] == 0.5
     assert found["bit_for_bit"] == 20
 

@@ -1,13 +1,10 @@
 """ResNet, whose names and numbers are torchvision's."""
 
-import doctest
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from networks import resnet
 from networks.resnet import ResNet
 from presets import PRESETS
 
@@ -80,10 +77,6 @@ def test_a_block_adds_before_the_last_relu():
 def test_convolutions_keep_the_variance_of_gradients():
     weight = PRESETS["resnet-digits"].build().layer3[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.05)
-
-
-def test_the_docstring_example_runs():
-    assert doctest.testmod(resnet, extraglobs={"torch": torch}).failed == 0
 
 
 @pytest.mark.parametrize(

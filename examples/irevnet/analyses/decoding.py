@@ -18,47 +18,41 @@ from images.dataset import Images
 from networks.irevnet import IRevNet
 
 SHOWN = 12  # images in the picture
-CAPTION = "‖x - Φ⁻¹Φx‖ / ‖x‖, and what comes back bit for bit as read"  # of a table of numbers
+CAPTION = "Relative errors ‖x - Φ⁻¹Φx‖ / ‖x‖, and what comes back bit for bit as read"
 
 
 @torch.no_grad()
 def decode(
     model: IRevNet, batches: Iterable[tuple[Tensor, Tensor]], normalise: Normalise
-) -> tuple[dict[str, int | float], Tensor]:
+) -> dict[str, int | float]:
     r"""Encodes images, and decodes them from the last layer, in evaluation mode.
 
-    Returns:
-        The numbers: ``relative_error``, the mean of :math:`\|x - \Phi^{-1} \Phi x\| / \|x\|` of
-        normalised images, as in section 4.2 of the paper, and the largest; the largest difference
-        in a pixel, white being 1; how many images come back ``bit_for_bit`` as the network read
-        them, rounded to its quantum if it has one; and the share whose class is found. And the
-        image of the largest relative error, with what is decoded of it.
+    ``relative_error`` is the mean of :math:`\|x - \Phi^{-1} \Phi x\| / \|x\|` of normalised images,
+    as in section 4.2 of the paper, and ``worst_error`` the largest; ``worst_pixel`` is the largest
+    difference in a pixel, white being 1. ``bit_for_bit`` are the images that come back as the
+    network read them, rounded to its quantum if it has one. ``accuracy`` is the share of the images
+    whose class is found.
     """
     dtype = next(model.parameters()).dtype
     found = []
-    worst, worst_error = torch.empty(0), -math.inf
     for pixels, labels in batches:
         x = normalise(pixels).to(dtype)
         phi = model.features(x)
         decoded = model.inverse(phi)
-        pair = torch.stack([normalise.undo(x), normalise.undo(decoded)])
         error = relative_error(x, decoded)
-        pixel = (pair[0] - pair[1]).abs().flatten(1).amax(1).nan_to_num(math.inf, math.inf)
+        pixel = (normalise.undo(decoded) - normalise.undo(x)).abs().flatten(1).amax(1)
         exact = (decoded == model.as_read(x)).flatten(1).all(1)
         right = model.classify(phi).argmax(1) == labels
         found.append([each.cpu() for each in (error, pixel, exact, right)])
-        if error.max() > worst_error:
-            worst_error, worst = error.max().item(), pair[:, error.argmax()].cpu()
-    errors, differences, exacts, rights = (torch.cat(e).double() for e in zip(*found, strict=True))
-    numbers = {
+    errors, pixels, exacts, rights = (torch.cat(each).double() for each in zip(*found, strict=True))
+    return {
         "images": len(errors),
         "relative_error": errors.mean().item(),
-        "worst_error": worst_error,
-        "worst_pixel": differences.max().item(),
+        "worst_error": errors.max().item(),
+        "worst_pixel": pixels.nan_to_num(math.inf, math.inf).max().item(),
         "bit_for_bit": int(exacts.sum()),
         "accuracy": rights.mean().item(),
     }
-    return numbers, worst
 
 
 def relative_error(x: Tensor, decoded: Tensor) -> Tensor:

@@ -31,12 +31,6 @@ class ResNet(nn.Module):
             stage has 4 times as many.
         downsampling: 4 for ImageNet's stem, a 7x7 convolution and max-pooling, both of stride 2;
             1 for a 3x3 convolution.
-
-    Example:
-        >>> settings = {"blocks": (1, 1), "strides": (1, 2), "widths": (8, 16)}
-        >>> network = ResNet(10, **settings, downsampling=1)
-        >>> network(torch.rand(4, 3, 16, 16)).shape
-        torch.Size([4, 10])
     """
 
     def __init__(

@@ -35,12 +35,6 @@ class RevNet(nn.Module):
         widths: Channels of both halves in each stage, multiples of 8; the stem has a quarter of
             the first.
         downsampling: 4 or 1, as of :class:`ResNet`.
-
-    Example:
-        >>> settings = {"blocks": (2, 2), "strides": (1, 2), "widths": (16, 32)}
-        >>> network = RevNet(10, **settings, downsampling=1)
-        >>> network(torch.rand(4, 3, 16, 16)).shape
-        torch.Size([4, 10])
     """
 
     def __init__(
@@ -110,13 +104,9 @@ class RevNet(nn.Module):
 
 
 class StoredUnit(nn.Module):
-    """The first unit of a stage, which changes the stride or the width.
+    """The unit that begins a stage, where stride or width change: both halves are mapped.
 
-    Args:
-        in_channels: Channels of both halves of the input, even.
-        out_channels: Channels of both halves of the output, even.
-        stride: Of the unit.
-        first: Whether the stem's ReLU stands before it, so that it needs none of its own.
+    The ``first`` one stands behind the stem's ReLU and needs none of its own.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, first: bool) -> None:
