@@ -69,19 +69,18 @@ def run(settings: InvertSettings, console: Console) -> None:
     test = analysis.images(network, "test", settings.limit).images
     noises = noise(settings.noises, network.config.image_size, settings.seed)
     figure = Figure((12, 2.8 + 2.4 * len(models)), layout="constrained")
-    numbers: dict[str, dict[str, Any]] = {"test images": {}, "noises": {}}
-    # Noises are taken whole.
-    configs = network.config, replace(network.config, augmentation="shift")
-    for (name, found), images, config, part in zip(
-        numbers.items(), (test, noises), configs, figure.subfigures(2, 1), strict=True
-    ):
+    parts = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    whole = replace(network.config, augmentation="shift")  # not cropped
+    sources = {"test images": (test, network.config), "noises": (noises, whole)}
+    numbers: dict[str, dict[str, Any]] = {name: {} for name in sources}
+    for part, (name, (images, config)) in zip(parts, sources.items(), strict=True):
         decoded = {}
         for mode, model in models.items():
             source = images.at_most(settings.float64_limit if mode == "float64" else None)
             batches = plain(source, config, analysis.device_of(network))
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
-                found[mode] = decode(model, epoch, normalise)
+                numbers[name][mode] = decode(model, epoch, normalise)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
