@@ -10,7 +10,7 @@ from torch import nn
 from analyses.decoding import SHOWN, decode, draw_pairs, draw_rows, some_decoded
 from experiment.settings import recipe
 from images.batches import Normalise
-from images.dataset import of_array
+from images.readers import of_array
 
 CPU = torch.device("cpu")
 
