@@ -138,7 +138,7 @@ class InvertibleModule(nn.Module, ABC):
         """
         self._require_volume_preserving()
         check_context(self, context)
-        return self(x, context) if self.conditional else self(x), _zeros(x)
+        return self(x, context) if self.conditional else self(x), zeros_for(x)
 
     def inverse_and_log_det(self, y: Any, context: Context = None) -> tuple[Any, Tensor]:
         r"""Returns the pre-image and :math:`\log |\det \partial x / \partial y|`, in one pass.
@@ -153,7 +153,7 @@ class InvertibleModule(nn.Module, ABC):
         self._require_volume_preserving()
         check_context(self, context)
         inverse: Any = self.inverse  # the abstract one takes no context
-        return inverse(y, context) if self.conditional else inverse(y), _zeros(y)
+        return inverse(y, context) if self.conditional else inverse(y), zeros_for(y)
 
     def rebuild(self, y: Any, replay: Replay) -> Any:
         """Rebuilds the input of a run from its output, and runs it again for autograd.
@@ -241,7 +241,7 @@ class Member(NamedTuple):
     tuple of numbers a tuple."""
 
 
-def _zeros(state: State) -> Tensor:
+def zeros_for(state: State) -> Tensor:
     """The log-determinant of a layer that preserves volume, one zero an example."""
     first = streams_of(state)[0]
     # Dynamo can't trace dtype.to_real().

@@ -35,7 +35,7 @@ ENGINE = [
         "replay",
     ),
     *("samples", "comparison", "operations", "frame", "norms", "drift", "constants", "chain"),
-    *("hooks", "allocations", "run", "memory"),
+    *("hooks", "allocations", "follow", "graph", "run", "memory"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -114,8 +114,8 @@ def untraced(found: Survey, devices: list[torch.device], block: Any) -> Iterator
     compiling = torch.compiler.is_compiling()
     draws = found.may_draw or block is not None
     if compiling and not any(part.training for part in found.modules):
-        draws = False  # the compiler can't take them, and in eval mode next to nothing draws
-    # Nor does it take locks; what it makes swaps nothing when it runs.
+        draws = False  # next to nothing draws in eval mode
+    # The compiler takes no locks; what it makes swaps nothing when it runs.
     with nullcontext() if compiling else lock:
         # Swapped and not written back: BatchNorm changes its running statistics without
         # counting up their version, and comparing values would wait for the device.
@@ -128,12 +128,23 @@ def untraced(found: Survey, devices: list[torch.device], block: Any) -> Iterator
                     place[name] = copies.setdefault(id(buffer), buffer.detach().clone())
         own = [(generator, generator.get_state()) for generator in found.generators]
         try:
-            with _rewound(found, devices, block) if draws else nullcontext():
+            with _undrawn(found, devices, block) if draws else nullcontext():
                 yield
         finally:
             put_back(originals)
             for generator, state in own:
                 generator.set_state(state)
+
+
+def _undrawn(
+    found: Survey, devices: list[torch.device], block: Any
+) -> AbstractContextManager[None]:
+    """Leaves the default generators as they were."""
+    if torch.compiler.is_dynamo_compiling():
+        from .looking import without_drawing  # which takes a second to import
+
+        return without_drawing()
+    return _rewound(found, devices, block)
 
 
 @contextmanager

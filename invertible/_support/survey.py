@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 class Survey(NamedTuple):
@@ -83,7 +83,8 @@ def survey(layer: nn.Module) -> Survey:
         if not known:
             generators += [x for x in own.values() if type(x) is torch.Generator]
             lazy = lazy or any(
-                map(is_lazy, (*own["_parameters"].values(), *own["_buffers"].values()))
+                isinstance(x, UninitializedParameter | UninitializedBuffer)
+                for x in (*own["_parameters"].values(), *own["_buffers"].values())
             )
         if module._compiled_call_impl is not None or "forward" in own:
             may_draw = may_write = may_be_compiled = hooked = True

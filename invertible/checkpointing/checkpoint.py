@@ -8,7 +8,8 @@ from .._support.checks import check_context
 from ..direction import Direction
 from ..module import InvertibleModule
 from ..state import Context
-from .run import asking, run
+from .follow import asking
+from .run import run
 from .settings import Rebuild
 
 

@@ -88,6 +88,9 @@ class Replay:
     again: AbstractContextManager[Any]
     """In which a layer that overrides ``rebuild`` runs its sub-networks again, by ``with``."""
 
+    wants_result = False
+    """Whether to tell :meth:`returned` also what a layer that overrides ``rebuild`` returned."""
+
     def __init__(
         self,
         step: Step,
@@ -151,15 +154,24 @@ class Replay:
         self._circumstances.rewind()
         with self.again:
             y, log_det = self._step.apply(x, self.context)
-        self._returned(y, log_det)
+        self.returned(y, log_det)
         return y, log_det
+
+    def returned(self, y: State, log_det: Tensor | None) -> None:
+        """Takes what the layer returned when it ran again, as :meth:`rerun` does by itself.
+
+        A compiled graph needs it, whose gradients are those of what is returned here. Where a
+        layer leaves it out, it is run once more.
+        """
+        self._returned(y, log_det)
 
 
 class _Thread(threading.local):
     """Where this thread is."""
 
-    inside_layer = False
-    rebuilding = False
+    def __init__(self) -> None:  # and not in the class, since the compiler follows instances
+        self.inside_layer = False
+        self.rebuilding = False
 
 
 thread = _Thread()

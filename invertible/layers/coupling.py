@@ -12,7 +12,7 @@ from .._support.no_trace import inverting
 from ..checkpointing.replay import Replay
 from ..composition.composite import Composite
 from ..exact.grid import Grid
-from ..module import InvertibleModule, Member
+from ..module import InvertibleModule, Member, zeros_for
 from ..state import Context, Pair
 from .mapping import apply_map, expect_dim, expect_map, in_blocks, require_finite, total
 from .maps import Affine, ElementwiseMap, ScaleName
@@ -108,8 +108,13 @@ class AdditiveCoupling(InvertibleModule):
         y1, x2 = y
         x2 = replay.restore(x2, 1)
         with replay.again:
-            shift = self._shift(y1, x2, replay.context).detach()
-        return replay.restore(y1 + shift if replay.inverted else y1 - shift, 0), x2
+            shift = self._shift(y1, x2, replay.context)
+        fixed = shift.detach()
+        x1 = replay.restore(y1 + fixed if replay.inverted else y1 - fixed, 0)
+        if replay.wants_result:
+            found = x1 - shift if replay.inverted else x1 + shift
+            replay.returned((found, x2), zeros_for(x1) if replay.log_det else None)
+        return x1, x2
 
     def _shift(self, x1: Tensor, x2: Tensor, context: Context) -> Tensor:
         if (context is None) is self._conditional:
@@ -270,7 +275,9 @@ class Coupling(InvertibleModule):
         with torch.no_grad():
             x1, _ = apply_map(self.map, y1, parameters, inverse=not replay.inverted)
         x1 = replay.restore(x1, 0)
-        apply_map(self.map, x1, parameters, inverse=replay.inverted)
+        found, log_slope = apply_map(self.map, x1, parameters, inverse=replay.inverted)
+        if replay.wants_result:
+            replay.returned((found, x2), total(log_slope, x1) if replay.log_det else None)
         return x1, x2
 
     def _parameters_for(self, x1: Tensor, x2: Tensor, context: Context) -> Tensor:

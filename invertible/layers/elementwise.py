@@ -138,7 +138,9 @@ class Elementwise(InvertibleModule):
         with torch.no_grad():
             x, _ = apply_map(self.map, y, parameters, inverse=not replay.inverted)
         x = replay.restore(x)
-        apply_map(self.map, x, parameters, inverse=replay.inverted)
+        found, log_slope = apply_map(self.map, x, parameters, inverse=replay.inverted)
+        if replay.wants_result:
+            replay.returned(found, total(log_slope, x) if replay.log_det else None)
         return x
 
     def _run(self, x: Tensor, context: Context, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def stored(monkeypatch):
             counts.append(len(self._kept))
             super().end()
 
-    monkeypatch.setattr("invertible.checkpointing.run.Chain", Counting)
+    monkeypatch.setattr("invertible.checkpointing.follow.Chain", Counting)
     return counts
 
 

@@ -1,0 +1,83 @@
+"""What was rebuilt within a compiled graph, compared by value with what there was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .samples import COUNT
+from .settings import RebuildError
+
+
+def sample(x: Tensor) -> Tensor:
+    """Values of a tensor at places that are spread pseudo-randomly, in float32 or wider."""
+    # By a multiplicative hash: sizes may be symbols. Half of a float's range is lost if it is odd.
+    places = torch.arange(COUNT, device=x.device) * 2654435761 % x.numel()
+    found = x.detach().take(places)
+    if found.is_complex():
+        found = torch.cat((found.real, found.imag))
+    return found if found.dtype in (torch.float32, torch.float64) else found.float()
+
+
+def size(sample: Tensor) -> Tensor:
+    """The root mean square."""
+    return sample.square().mean().sqrt()
+
+
+def without_largest(difference: Tensor) -> Tensor:
+    """A difference but for its largest number, for the reason that samples.py gives."""
+    off = difference.abs()
+    return torch.where(off == off.amax(), 0.0, off)
+
+
+def checksum(x: Tensor) -> Tensor:
+    """A number that changes with any bit of a tensor, but the sign of zeros."""
+    if x.is_complex():
+        x = torch.cat((x.real, x.imag))
+    if x.dtype == torch.float64:
+        return (x + 0.0).view(torch.int64).sum()
+    return (x.float() + 0.0).view(torch.int32).sum()
+
+
+@torch.library.custom_op("invertible::intact", mutates_args=())
+def intact(before: Tensor, now: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001
+    """Zero if checksums are the same; raises otherwise, or is NaN on an accelerator."""
+    wrong = (before != now).any()
+    if not wrong.is_cpu:  # which is not made to wait
+        return torch.where(wrong, math.nan, 0.0)
+    if wrong:
+        raise RuntimeError(
+            "the output of a composition with reversible checkpointing was changed in place "
+            "between forward and backward, so that its activations can't be rebuilt. Use an "
+            "out-of-place operation behind it, for instance ReLU(inplace=False)."
+        )
+    return torch.zeros(())
+
+
+@torch.library.custom_op("invertible::judge", mutates_args=())
+def judge(errors: Tensor, tolerances: Sequence[float], places: str) -> Tensor:
+    """Zero if no error is above its tolerance; raises otherwise, or is NaN on an accelerator."""
+    wrong = ~(errors <= torch.tensor(tolerances, dtype=errors.dtype, device=errors.device))
+    if not wrong.is_cpu:
+        return torch.where(wrong.any(), math.nan, 0.0)
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise RebuildError(
+            f"{places.splitlines()[i]} was not rebuilt as it ran: its input is off by "
+            f"{float(errors[i]):.2g} of its norm, with a tolerance of {tolerances[i]:g}. The "
+            "gradients of this backward pass are wrong: do not use them. Without torch.compile, "
+            "measure_drift() and Rebuild(debug=True) show where it comes from."
+        )
+    return torch.zeros(())
+
+
+def _made(like: Tensor, *_: object) -> Tensor:
+    """What both return, for the compiler."""
+    return like.new_empty((), dtype=torch.float32)
+
+
+intact.register_fake(_made)
+judge.register_fake(_made)
