@@ -35,7 +35,7 @@ ENGINE = [
         "replay",
     ),
     *("samples", "comparison", "operations", "frame", "norms", "drift", "constants", "chain"),
-    *("hooks", "allocations", "follow", "graph", "run", "memory"),
+    *("hooks", "allocations", "follow", "graph_checks", "graph_chain", "graph", "run", "memory"),
 ]
 FILES = sorted(ROOT.rglob("*.py"))
 

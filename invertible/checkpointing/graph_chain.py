@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from typing_extensions import override
 
 from .._support.looking import look, stop_looking, watch
+from .._support.memory_format import in_format_of
 from .._support.no_trace import no_trace
 from ..module import InvertibleModule
 from ..state import Context, State, streams_of
@@ -154,14 +155,18 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @override
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        # Dynamo traces anew when a layer asks for strides, which it can't do within vjp (torch 2.13):
+        # so ask at once.
+        gradients[0].stride()
         sums, *saved = ctx.saved_tensors
         count = ctx.chain.counts.ends
         # Through this what is rebuilt depends on the gradients: else the compiler may compute it in
         # the forward pass, and store it.
         nothing = intact(sums, torch.stack([checksum(x) for x in saved[:count]]), gradients[0])
         ends = [x + nothing.to(x.dtype) for x in saved[:count]]
+        of_ends = [in_format_of(x, g) for x, g in zip(ends, gradients, strict=False)]
         way = _WayBack(ctx.chain, ends, saved[count:], gradients[count:])
-        return None, None, None, *way.back(gradients[:count])
+        return None, None, None, *way.back(of_ends)
 
 
 class _Recorder(Follower):
