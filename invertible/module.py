@@ -187,10 +187,9 @@ class InvertibleModule(nn.Module, ABC):
     def compile_subnetworks(self, **options: Any) -> Self:
         """Compiles the sub-networks in place, each by itself, with ``torch.compile``.
 
-        This is the way to combine ``torch.compile`` with reversible checkpointing, whose forward
-        and rebuilding then run one compiled graph. (A whole network under ``torch.compile`` gives
-        right results too, but runs its layers without compiling them.) Parameter names stay as
-        they are.
+        For what ``torch.compile(network)`` can't have in one graph while it rebuilds activations,
+        such as dropout and exact mode: forward and rebuilding run the same compiled sub-networks.
+        Parameter names stay as they are.
 
         Args:
             **options: Those of ``torch.compile``.

@@ -25,7 +25,7 @@ from .._support.no_trace import no_trace
 from ..module import InvertibleModule
 from ..state import Context, State, streams_of
 from .follow import Follower
-from .graph_checks import checksum, intact, judge, sample, size, without_largest
+from .graph_checks import checksum, error, intact, judge, sample, size
 from .plan import Branches, Step, Steps
 from .replay import Replay, storing
 from .samples import tolerance_for
@@ -155,8 +155,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @override
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        # Dynamo traces anew when a layer asks for strides, which it can't do within vjp (torch 2.13):
-        # so ask at once.
+        # Dynamo begins anew when a layer asks for strides, which fails within vjp: so ask at once.
         gradients[0].stride()
         sums, *saved = ctx.saved_tensors
         count = ctx.chain.counts.ends
@@ -345,9 +344,7 @@ class _WayBack:
         scale = torch.stack([size(sample(x)) for x in (*found, *y) if x.numel()]).amax()
         trues = _pop(self.samples, len(link.compared))
         for i, true in zip(link.compared, trues, strict=True):
-            off = size(without_largest(sample(found[i]) - true)) / scale
-            # Where the run was not finite, nothing can be rebuilt, and nothing is lost.
-            self.errors.append(torch.where(true.isfinite().all(), off, 0.0))
+            self.errors.append(error(true, sample(found[i]), scale))
             self.tolerances.append(self._tolerance(link))
             self.places.append(link.step.place)
 

@@ -14,7 +14,7 @@ from .settings import RebuildError
 
 def sample(x: Tensor) -> Tensor:
     """Values of a tensor at places that are spread pseudo-randomly, in float32 or wider."""
-    # By a multiplicative hash: sizes may be symbols. Half of a float's range is lost if it is odd.
+    # By a hash, since sizes may be symbols.
     places = torch.arange(COUNT, device=x.device) * 2654435761 % x.numel()
     found = x.detach().take(places)
     if found.is_complex():
@@ -27,10 +27,12 @@ def size(sample: Tensor) -> Tensor:
     return sample.square().mean().sqrt()
 
 
-def without_largest(difference: Tensor) -> Tensor:
-    """A difference but for its largest number, for the reason that samples.py gives."""
-    off = difference.abs()
-    return torch.where(off == off.amax(), 0.0, off)
+def error(true: Tensor, found: Tensor, scale: Tensor) -> Tensor:
+    """How far a sample is off relative to a size, but for its largest number: see samples.py."""
+    squares = (found - true).square()
+    off = ((squares.sum() - squares.amax()).clamp_min(0) / len(squares)).sqrt()
+    # Where the run was not finite, nothing can be rebuilt, and nothing is lost.
+    return torch.where((off == 0) | ~true.isfinite().all(), 0.0, off / scale)
 
 
 def checksum(x: Tensor) -> Tensor:

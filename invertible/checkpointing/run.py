@@ -40,10 +40,17 @@ def run(
             _warn_of_storing(module, transform)
     rebuilds = rebuilds and torch._C._get_tracing_state() is None  # of torch.jit.trace
     if torch.compiler.is_dynamo_compiling() and Plan(module, direction, rebuilds, asked).rebuilds:
-        from .graph import run_in_graph  # which takes a second to import
+        if _COMPILES:
+            from .graph import run_in_graph  # which takes a second to import
 
-        return run_in_graph(_run_eagerly, module, direction, x, context, asked)
+            return run_in_graph(_run_eagerly, module, direction, x, context, asked)
+        eager: Any = torch.compiler.disable(_run_eagerly)  # type: ignore[no-untyped-call]
+        return eager(module, direction, x, context, rebuilds, asked)  # type: ignore[no-any-return]
     return _run_eagerly(module, direction, x, context, rebuilds, asked)
+
+
+# Older compilers can't trace what rebuilds.
+_COMPILES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 def _transform_around() -> str | None:
