@@ -7,7 +7,7 @@ The first evaluates the latest run on the data that it was trained on. ``DIR`` i
 ``train_imagenet.py`` takes; of a folder with ``train/<class>/<image>`` and ``val/<class>/<image>``,
 the classes are numbered in the order of their names, as those of ImageNet's synsets are for
 published weights, and must bear the names of the training. Images are resized, cropped and
-analysis.normalised as in its tests.
+normalised as in its tests.
 """
 
 from __future__ import annotations

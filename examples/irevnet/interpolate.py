@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from networks.irevnet import IRevNet
 from scripts import run_script
 
 BATCH = 32  # images decoded at once
-ENDS = [0, -1]  # of a line
 
 
 @dataclass(frozen=True)
@@ -112,30 +111,23 @@ def run(settings: InterpolateSettings, console: Console) -> None:
     lines = []
     for part, (x1, x2) in zip(parts, analysis.progress(pairs, "pairs", console), strict=True):
         t, decoded, straight, off = decode_line(model, x1, x2, steps=settings.steps, dense=dense)
-        lines.append({"t": t, "relative_distance_of_features": off} | measure(decoded, straight))
+        ends = straight[[0, -1]], decoded[[0, -1]]
+        lines.append(
+            {
+                "t": t,
+                "distance_to_next": distances(decoded),
+                "distance_to_next_in_pixel_space": distances(straight),
+                "relative_distance_of_features": off,
+                "relative_error_at_ends": relative_error(*ends),
+            }
+        )
         rows = {"decoded": normalise.undo(decoded), "pixel space": normalise.undo(straight)}
-        lines[-1]["wrong_8_bit_values_at_ends"] = wrong_at_ends(*rows.values())
         draw_rows(part, rows)
         for place, at in zip(part.axes[1:], t[1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)
     console.print(analysis.table(lines))
     about = analysis.provenance(settings, network) | {"lines": lines}
     analysis.save(settings.out, "interpolate", figure, about, console)
-
-
-def measure(decoded: Tensor, straight: Tensor) -> dict[str, Any]:
-    """Lengths of the steps, and how the ends differ."""
-    return {
-        "distance_to_next": distances(decoded),
-        "distance_to_next_in_pixel_space": distances(straight),
-        "relative_error_at_ends": relative_error(straight[ENDS], decoded[ENDS]),
-    }
-
-
-def wrong_at_ends(*rows: Tensor) -> int:
-    """How many values differ in 8 bits, white being 1 before."""
-    decoded, straight = ((255 * x[ENDS]).round().clamp(0, 255) for x in rows)
-    return int((decoded != straight).sum())
 
 
 main = partial(run_script, InterpolateSettings, run)

@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from analyses import analysis
-from analyses.decoding import relative_error
 from errors import at_least
 from scripts import run_script
 
@@ -176,7 +175,6 @@ def run(settings: SpectrumSettings, console: Console) -> None:
     network = settings.begin(console)
     model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
     model.requires_grad_(False)
-    single = analysis.in_arithmetic(network, dtype=torch.float32, quantum=None)
     every = len(analysis.images(network, "test").images)
     points = analysis.few_images(network, settings.limit)
     rng = np.random.default_rng(settings.seed)
@@ -192,10 +190,7 @@ def run(settings: SpectrumSettings, console: Console) -> None:
                 else leading_spectrum(forward, settings.leading, settings.samples, rng)
             )
             found[name] |= growth(back, settings.samples, rng)
-            with torch.no_grad():
-                error = relative_error(x, single.inverse(single.features(x))).item()
-        largest, worst = found[name]["values"][0], found[name]["worst"]
-        found[name] |= {"all_in_float32": error, "condition_number": largest * worst}
+            found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
     figure = draw(found)
     rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
     console.print(analysis.table(rows))

