@@ -22,7 +22,7 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
 from experiment.settings import Config
 from experiment.settings import recipe as recipe_of
-from images.batches import Batches, Normalise, load_training
+from images.batches import Batches, Normalise, Order, load_training, plain
 from images.dataset import Images, numbered
 from images.readers import of_array
 from presets import PRESETS
@@ -48,7 +48,8 @@ class Task:
             return load_training(self.recipe, cpu)
         parts = (("train", self.images), ("test", self.test_images))
         train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
-        return Batches(train, self.recipe, cpu, train=True), Batches(test, self.recipe, cpu)
+        order = Order(len(train), self.recipe, train=True)
+        return Batches(train, order, cpu), plain(test, self.recipe, cpu)
 
 
 def digits_task(epochs: int = 40) -> Task:
@@ -105,7 +106,7 @@ def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Ou
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
     train_batches, test_batches = data
-    train_batches.config = replace(train_batches.config, seed=seed)
+    train_batches.order.config = replace(recipe, seed=seed)
     steps = len(train_batches)
     losses = []
     for epoch in range(recipe.epochs):

@@ -8,7 +8,7 @@ from pictures import noise
 
 from errors import RunError
 from experiment.settings import Config
-from images.batches import Batches, Squares
+from images.batches import Batches, Order, Squares
 from images.dataset import Images, difference
 from images.readers import of_array
 
@@ -28,7 +28,7 @@ def images(n=10, read=None):
 
 def batches(n=10, batch_size=4, train=True, read=None, rank=0, ranks=1, **flags):
     config = Config(**vars(SMALL) | {"batch_size": batch_size} | flags)
-    return Batches(images(n, read), config, CPU, train=train, rank=rank, ranks=ranks)
+    return Batches(images(n, read), Order(n, config, train, rank, ranks), CPU)
 
 
 def epoch(found, number=0, start=0):
@@ -104,7 +104,8 @@ def test_no_two_images_and_epochs_are_augmented_alike():
     config = Config(
         **vars(SMALL) | {"augmentation": "resized-crop", "batch_size": 64, "image_size": 16}
     )
-    seen = [next(Batches(found, config, CPU, train=True).epoch(number))[0] for number in (0, 1)]
+    batches = Batches(found, Order(64, config, train=True), CPU)
+    seen = [next(batches.epoch(number))[0] for number in (0, 1)]
     assert len(torch.cat(seen).unique(dim=0)) > 120
 
 

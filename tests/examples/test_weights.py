@@ -14,7 +14,7 @@ from errors import RunError
 from experiment.settings import recipe
 from networks.released import released_names
 from presets import PRESETS
-from trainer.weights import Network, build_model, load_network, save_weights
+from trainer.weights import Network, begin_with, build_model, load_network, save_weights
 
 CPU = torch.device("cpu")
 TEN = tuple("0123456789")
@@ -201,6 +201,12 @@ def test_bare_weights_are_those_of_the_preset_that_is_given(tmp_path):
         assert_equal(found.model, build(10).eval())
         with pytest.raises(RunError, match="Say with --preset which network they are of"):
             load_network(tmp_path / name, CPU, "resnet50")
+
+
+def test_nothing_begins_with_weights_of_another_kind_of_network(tmp_path, model):
+    torch.save(build(7).state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(RunError, match="does not fit --preset digits: "):
+        begin_with(tmp_path / "bare.pt", model, DIGITS, TEN)
 
 
 def build(classes):

@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,65 +51,73 @@ class Squares(Dataset[Batch]):
         return pixels.permute(0, 3, 1, 2).contiguous(), labels
 
 
-class Batches:
-    """Pairs of uint8 images :math:`(N, C, H, W)` and labels on the device.
+@dataclass
+class Order:
+    """The keys of the batches of an epoch, for this process: a function of the seed and the epoch.
 
-    Which image comes when, and how it is augmented, is a function of the seed, the epoch and the
-    step alone: no generator moves on. So a run can be resumed in the middle of an epoch, and the
-    processes of a distributed run together read what one process alone would have read: each its
-    part of every batch, of no image where fewer are left than there are processes.
-
-    To ``train``, images are shuffled and augmented and an incomplete last batch is left out; else
-    all come as they are.
+    No generator moves on. So a run can be resumed in the middle of an epoch, and the processes of a
+    distributed run together read what one process alone would have read: each its part of every
+    batch, of no image where fewer are left than there are processes.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        config: Config,
-        device: torch.device,
-        *,
-        train: bool = False,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self.images = images
-        self.config = config
-        self.device = device
-        self.train = train
-        self.rank, self.ranks = rank, ranks
+    images: int  # how many there are
+    config: Config
+    train: bool  # shuffled, augmented, without an incomplete last batch; or as they are
+    rank: int = 0  # this process
+    ranks: int = 1  # how many processes there are
+    epoch: int = 0
+    start: int = 0  # the step of the epoch to begin with
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.images), self.config.batch_size)
+        full, rest = divmod(self.images, self.config.batch_size)
         return full + bool(rest and not self.train)
 
-    def epoch(self, number: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from its step ``start`` on, the same at each call."""
-        loader = DataLoader(
-            Squares(self.images, self.config),
-            batch_sampler=self._keys(number, start),
-            num_workers=self.config.workers,
+    def __iter__(self) -> Iterator[list[Key]]:
+        seed, size = self.config.seed, self.config.batch_size
+        order = np.arange(self.images)
+        if self.train:
+            np.random.default_rng([seed, self.epoch]).shuffle(order)
+        for first in range(self.start * size, len(self) * size, size):
+            batch = order[first : first + size].tolist()
+            begin, end = (len(batch) * rank // self.ranks for rank in (self.rank, self.rank + 1))
+            keys = [(i, f"{seed} {self.epoch} {i}" if self.train else None) for i in batch]
+            yield keys[begin:end]
+
+
+class Batches:
+    """Pairs of uint8 images :math:`(N, C, H, W)` and labels on the device."""
+
+    def __init__(self, images: Images, order: Order, device: torch.device) -> None:
+        self.images = images
+        self.order = order
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @cached_property
+    def _loader(self) -> DataLoader[Batch]:
+        config = self.order.config
+        return DataLoader(
+            Squares(self.images, config),
+            batch_sampler=self.order,
+            num_workers=config.workers,
             collate_fn=_as_it_is,
             worker_init_fn=_outlive_signals,
             pin_memory=self.device.type == "cuda",
+            persistent_workers=config.workers > 0,
             # Its own, or reading images would move torch's generator on.
             generator=torch.Generator(),
         )
-        for batch in loader:
+
+    def epoch(self, number: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from its step ``start`` on, the same at each call."""
+        self.order.epoch, self.order.start = number, start
+        for batch in self._loader:
             if isinstance(batch, str):
                 raise RunError(batch)
             images, labels = (part.to(self.device, non_blocking=True) for part in batch)
             yield images, labels
-
-    def _keys(self, epoch: int, start: int) -> Iterator[list[Key]]:
-        seed, size = self.config.seed, self.config.batch_size
-        order = np.arange(len(self.images))
-        if self.train:
-            np.random.default_rng([seed, epoch]).shuffle(order)
-        for first in range(start * size, len(self) * size, size):
-            batch = order[first : first + size].tolist()
-            begin, end = (len(batch) * rank // self.ranks for rank in (self.rank, self.rank + 1))
-            yield [(i, f"{seed} {epoch} {i}" if self.train else None) for i in batch[begin:end]]
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -126,7 +135,7 @@ def _outlive_signals(_: int) -> None:
 def load_training(
     config: Config, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> tuple[Batches, Batches]:
-    """The images of ``--data`` for training and for the test; the ranks as in :class:`Batches`."""
+    """The images of ``--data`` for training and for the test; the ranks as in :class:`Order`."""
     if config.batch_size % (ranks * config.accumulate):
         raise RunError(
             f"--batch-size must be a multiple of {ranks} processes times --accumulate "
@@ -138,14 +147,14 @@ def load_training(
             f"--batch-size {config.batch_size} is above the {len(train)} training images."
         )
     return (
-        Batches(train, config, device, train=True, rank=rank, ranks=ranks),
-        Batches(test, config, device, rank=rank, ranks=ranks),
+        Batches(train, Order(len(train), config, True, rank, ranks), device),
+        Batches(test, Order(len(test), config, False, rank, ranks), device),
     )
 
 
 def plain(images: Images, config: Config, device: torch.device) -> Batches:
     """Images in order, as a test shows them to the network."""
-    return Batches(images, config, device)
+    return Batches(images, Order(len(images), config, train=False), device)
 
 
 class Normalise:

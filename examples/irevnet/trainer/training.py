@@ -31,8 +31,9 @@ from trainer.optimisation import Average, autocast, build_optimizer, compile_blo
 from trainer.tally import Tally
 from trainer.weights import begin_with, build_model
 
-# States as they are on one process, for the one that leads; all processes must ask for them.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# States as they are on one process; all processes must call for them, and the leading one saves.
+WHOLE = StateDictOptions(full_state_dict=True)
+SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class DivergedError(RunError):
@@ -230,9 +231,9 @@ class Training:
         average = None
         if self.average is not None:
             with self._averaged():
-                whole: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
+                whole: dict[str, Any] = get_model_state_dict(self.model, options=SAVED)
                 average = {name: value.clone() for name, value in whole.items()}
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=WHOLE)
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=SAVED)
         rng = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
         return {
             "config": self.config.as_dict(),

@@ -94,7 +94,7 @@ def begin_with(path: Path, model: nn.Module, config: Config, classes: tuple[str,
     found = read_weights(path)
     state, own = _in_our_names(model, found.state), model.state_dict()
     others = found.classes is not None and difference(found.classes, classes)
-    for name in state:
+    for name in state.keys() & own.keys():
         is_classifier = name.startswith(("classifier.", "fc."))
         if is_classifier and (others or state[name].shape != own[name].shape):
             state[name] = own[name]
