@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from analyses import decoding
 from analyses.analysis import few_images
 from errors import RunError
 from experiment.settings import recipe
@@ -13,6 +14,13 @@ from trainer.weights import Network, load_network, save_weights
 
 CPU = torch.device("cpu")
 FLAGS = ["--limit", "40", "--noises", "30", "--float64-limit", "20", "--threads", "1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_images_in_the_picture():  # to draw it takes most of the time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "SHOWN", 2)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -75,30 +75,37 @@ def run_probes(
     networks, found = [], []
     for path in settings.weights or (None,):
         network = settings.begin(console, path)
-        train = read_features(network, "train", settings.train_limit, depths, console)
-        test = read_features(network, "test", settings.test_limit, depths, console)
         networks.append((network.config.preset, network.path))
-        found.append(
-            analysis.provenance(settings, network)
-            | {
-                "own": share(test.predicted, test.labels),
-                # of always guessing the most frequent class
-                "chance": np.bincount(test.labels).max() / len(test.labels),
-                "blocks": test.count,
-                "train_images": len(train.labels),
-                "test_images": len(test.labels),
-                "points": [
-                    {**facts, **probe(*samples, seed=settings.seed)}
-                    for facts, *samples in analysis.progress(
-                        points(train, test), "probing", console
-                    )
-                ],
-            }
-        )
+        found.append(curve(network, settings, console, depths, points))
     curves = dict(zip(analysis.short_names(networks), found, strict=True))
-    rows = [{"network": n} | point for n, curve in curves.items() for point in curve["points"]]
+    rows = [{"network": label} | point for label in curves for point in curves[label]["points"]]
     console.print(analysis.table(rows))
     analysis.save(settings.out, name, draw(curves, **axis), {"networks": found}, console)
+
+
+def curve(
+    network: Network,
+    settings: ProbeSettings,
+    console: Console,
+    depths: int | None,
+    points: Callable[[Features, Features], Iterable[Point]],
+) -> dict[str, Any]:
+    """What can be written down of one network."""
+    train = read_features(network, "train", settings.train_limit, depths, console)
+    test = read_features(network, "test", settings.test_limit, depths, console)
+    probes = [
+        {**facts, **probe(*samples, seed=settings.seed)}
+        for facts, *samples in analysis.progress(points(train, test), "probing", console)
+    ]
+    return analysis.provenance(settings, network) | {
+        "own": share(test.predicted, test.labels),
+        # of always guessing the most frequent class
+        "chance": np.bincount(test.labels).max() / len(test.labels),
+        "blocks": test.count,
+        "train_images": len(train.labels),
+        "test_images": len(test.labels),
+        "points": probes,
+    }
 
 
 @torch.no_grad()
