@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import tyro
-from comparing.meters import measure_memory
+from comparing.meters import Memory, measure_memory
 from comparing.setting import Setting, keep_heap
 from comparing.sides import FAST_PEERS, PLAIN, SIDES, Network, Side, importable_sides
 from comparing.stacks import Comparison, Stack, compare, reason
@@ -52,7 +52,7 @@ class First(NamedTuple):
     """The first step of a network, which compiles it."""
 
     seconds: float
-    held: int  # bytes between forward and backward of the next step
+    memory: Memory  # of the next step
 
 
 def compiled(side: Side, config: Config, fullgraph: bool) -> Side:
@@ -111,7 +111,7 @@ def first_steps(config: Config, depth: int) -> dict[str, First | str]:
             with torch._inductor.config.patch(force_disable_caches=True):
                 step.backward(step.forward(network))
             seconds = time.perf_counter() - start
-            found[name] = First(seconds, measure_memory(step, network).held)
+            found[name] = First(seconds, measure_memory(step, network))
         except Exception as error:
             found[name] = reason(error)
     return found
@@ -138,7 +138,7 @@ def tables(
     )
     report.table(
         "The first step, which compiles",
-        ("blocks", "", "seconds", "held, MiB"),
+        ("blocks", "", "seconds", "held, MiB", "peak, MiB"),
         [
             (str(depth), "stored" if name == PLAIN else name, *_cells(one))
             for depth, both in first.items()
@@ -147,10 +147,11 @@ def tables(
     )
 
 
-def _cells(one: First | str) -> tuple[str, str]:
+def _cells(one: First | str) -> tuple[str, str, str]:
     if isinstance(one, str):
-        return one, ""
-    return f"{one.seconds:.0f}", f"{one.held / 2**20:.2f}"
+        return one, "", ""
+    held, peak, _ = one.memory
+    return f"{one.seconds:.0f}", f"{held / 2**20:.2f}", f"{peak / 2**20:.2f}"
 
 
 def main(config: Config) -> dict[str, Any]:

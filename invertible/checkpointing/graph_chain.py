@@ -359,10 +359,12 @@ class _WayBack:
         """All gradients, of which those of the first layer wait for the verdict."""
         if not self.errors:
             return [*of_x, *self.gradients]
-        errors = torch.stack(self.errors)
+        pairs = zip(self.errors, self.tolerances, strict=True)
+        wrong = torch.stack([~(off <= tolerance) for off, tolerance in pairs])
         for x in self.ends:
-            errors = torch.where(x.isfinite().all(), errors, 0.0)
-        nothing = judge(errors, self.tolerances, "\n".join(self.places))
+            wrong = wrong & x.isfinite().all()
+        errors = torch.stack(self.errors)
+        nothing = judge(wrong, errors, self.tolerances, "\n".join(self.places))
         first = next((link.shares for link in self.chain.links if link.shares), {})
         for number in first.values():
             gradient = self.gradients[number]

@@ -60,9 +60,8 @@ def intact(before: Tensor, now: Tensor, gradient: Tensor) -> Tensor:  # noqa: AR
 
 
 @torch.library.custom_op("invertible::judge", mutates_args=())
-def judge(errors: Tensor, tolerances: Sequence[float], places: str) -> Tensor:
-    """Zero if no error is above its tolerance; raises otherwise, or is NaN on an accelerator."""
-    wrong = ~(errors <= torch.tensor(tolerances, dtype=errors.dtype, device=errors.device))
+def judge(wrong: Tensor, errors: Tensor, tolerances: Sequence[float], places: str) -> Tensor:
+    """Zero if nothing is wrong; raises otherwise, or is NaN on an accelerator."""
     if not wrong.is_cpu:
         return torch.where(wrong.any(), math.nan, 0.0)
     if wrong.any():
