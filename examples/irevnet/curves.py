@@ -19,7 +19,7 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analyses.analysis import short_names
+from analysis import short_names
 from errors import RunError, try_writing, writing
 from experiment.folder import read_log, read_settings
 from scripts import run_script

@@ -15,8 +15,8 @@ from functools import partial
 from rich.console import Console
 from sklearn.decomposition import PCA
 
-from analyses.probing import Features, Point, ProbeSettings, run_probes, standardised
 from scripts import run_script
+from separation import Features, Point, ProbeSettings, run_probes, standardised
 
 
 def dimensions(count: int) -> list[int]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from analyses import analysis
+import analysis
 from errors import at_least, try_writing, writing
 from images.batches import Batches
 from scripts import run_script

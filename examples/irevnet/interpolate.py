@@ -27,9 +27,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from analyses import analysis
-from analyses.decoding import draw_rows, relative_error
+import analysis
 from errors import RunError, at_least
+from invert import draw_rows, relative_error
 from networks.irevnet import IRevNet
 from scripts import run_script
 

@@ -25,7 +25,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from analyses import analysis
+import analysis
 from errors import at_least
 from scripts import run_script
 

@@ -32,13 +32,13 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analyses.analysis import table
-from analyses.decoding import CAPTION, decode, draw_pairs, some_decoded
+from analysis import table
 from curves import CURVES, draw_curves
 from errors import RunError
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
+from invert import CAPTION, decode, draw_pairs, some_decoded
 from presets import is_invertible
 from scripts import ending
 from trainer.distributed import Team, join

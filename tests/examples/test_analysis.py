@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from analyses.analysis import (
+from analysis import (
     Settings,
     few_images,
     images,

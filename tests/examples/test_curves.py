@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analyses.analysis import short_names
+from analysis import short_names
 from curves import draw_curves, main, smoothed
 
 

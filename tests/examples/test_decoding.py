@@ -7,10 +7,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from analyses.decoding import SHOWN, decode, draw_pairs, draw_rows, some_decoded
 from experiment.settings import recipe
 from images.batches import Normalise
 from images.readers import of_array
+from invert import SHOWN, decode, draw_pairs, draw_rows, some_decoded
 
 CPU = torch.device("cpu")
 

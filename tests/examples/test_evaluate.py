@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+import analysis
 import evaluate
-from analyses import analysis
 from experiment.settings import recipe
 from images.batches import Normalise, plain
 from images.readers import open_images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.analysis import few_images, in_arithmetic
+from analysis import few_images, in_arithmetic
 from errors import RunError
 from interpolate import decode_line, distances, evenly_along, main, mix
 from networks.irevnet import IRevNet

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from analyses import decoding
-from analyses.analysis import few_images
+import invert
+from analysis import few_images
 from errors import RunError
 from experiment.settings import recipe
 from invert import in_mode, main, noise
@@ -19,7 +19,7 @@ FLAGS = ["--limit", "40", "--noises", "30", "--float64-limit", "20", "--threads"
 @pytest.fixture(scope="module", autouse=True)
 def _few_images_in_the_picture():  # to draw it takes most of the time
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "SHOWN", 2)
+        patch.setattr(invert, "SHOWN", 2)
         yield
 
 

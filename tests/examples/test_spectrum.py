@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import spectrum
-from analyses.analysis import few_images, in_arithmetic
+from analysis import few_images, in_arithmetic
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
 from networks.irevnet import IRevNet
 from spectrum import (

@@ -8,13 +8,12 @@ from rich.console import Console
 
 import dimensionality
 import separation
-from analyses import probing
-from analyses.analysis import few_images, images, normalised
-from analyses.probing import linear_svm, probe, read_features, share, spread_blocks, standardised
+from analysis import few_images, images, normalised
 from dimensionality import dimensions
 from errors import RunError
 from experiment.settings import recipe
 from presets import PRESETS
+from separation import linear_svm, probe, read_features, share, spread_blocks, standardised
 from trainer.weights import Network, load_network
 
 QUIET = Console(quiet=True)
@@ -163,7 +162,7 @@ def test_dimensions_rise_to_all(count, expected):
 
 @pytest.mark.slow
 def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probing, "COSTS", (0.01,))
+    monkeypatch.setattr(separation, "COSTS", (0.01,))
     flags = ["--weights", str(digits_run), *FEW, "--out", str(tmp_path)]
     assert dimensionality.main(flags) == 0
     assert "of the variance" in capsys.readouterr().out
@@ -179,7 +178,7 @@ def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, cap
 
 
 def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(probing, "COSTS", (0.01,))
+    monkeypatch.setattr(separation, "COSTS", (0.01,))
     flags = [
         "--weights",
         str(digits_run),

@@ -1,1 +1,0 @@
-"""What the analyses of the paper have in common."""
