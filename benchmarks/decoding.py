@@ -6,9 +6,9 @@ where ``DIR`` holds ``train/<class>/<image>`` and ``val/<class>/<image>``. Time 
 processor core, the files having been read before. The workers of a training share nothing: on as
 many cores they prepare about as many times the images.
 
-On two cores of an Intel Xeon, beside much other work, 250 photographs of ImageNet, 467x395 pixels on
-average: 517 decoded (498 to 530), 337 cropped for training (328 to 347), 171 if their colours are
-changed as well (171 to 174), 272 for a test (266 to 277); medians and ranges of five rounds.
+On two cores of an Intel Xeon, beside much other work, 250 photographs of ImageNet, 467x395 pixels
+on average: 517 decoded (498 to 530), 337 cropped for training (328 to 347), 171 if their colours
+are changed as well (171 to 174), 272 for a test (266 to 277); medians and ranges of five rounds.
 """
 
 from __future__ import annotations

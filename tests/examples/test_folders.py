@@ -93,5 +93,6 @@ def test_the_benchmark_shows_a_speed_for_each_task(folder, capsys):
     script = Path(__file__).parents[2] / "benchmarks/decoding.py"
     runpy.run_path(str(script))["main"](["--data", str(folder), "--rounds", "2"])
     shown = capsys.readouterr().out
-    assert re.findall(r"(\w+) +\d+ +\(\d+ to \d+\)", shown) == ["decoded", "training", "colour", "test"]
+    tasks = re.findall(r"(\w+) +\d+ +\(\d+ to \d+\)", shown)
+    assert tasks == ["decoded", "training", "colour", "test"]
     assert "3 images" in shown

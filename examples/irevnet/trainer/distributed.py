@@ -96,17 +96,16 @@ def join(device_name: str) -> Iterator[Team]:
 
     If one fails, its message is printed and all of them end.
     """
-    device = find_device(device_name)
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
-        yield Team(device)
+        yield Team(find_device(device_name))
         return
-    device = own_device(device)
     store, rank, ranks = next(iter(rendezvous("env://")))
     # The store of torchrun outlives a restart, and what was written into it before.
     store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     try:
+        device = own_device(find_device(device_name))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
         yield Team(device, rank, ranks, joined=True)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
