@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from scipy.stats import binomtest
@@ -39,6 +40,10 @@ CHOICE = 3_000  # samples among which the cost is chosen
 FOLDS = 3
 # Okabe and Ito's, told apart by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# The flag's help: a comment on its line would be taken for it.
+SEVERAL = (
+    "Runs' folders or files of weights, for one figure; by default the latest run in runs/irevnet"
+)
 
 Samples = tuple[np.ndarray, np.ndarray]  # features (N, d) in float32, and classes from 0
 # Facts about a point of a curve, samples of the training images and of the test images
@@ -49,9 +54,7 @@ Point = tuple[Mapping[str, int | float], Samples, Samples]
 class ProbeSettings(analysis.Settings):
     """Flags of what probes the features of one network or several."""
 
-    # One network or several, for one figure: each a run's folder, its checkpoint.pt, a .safetensors
-    # file or the released .pth.tar; by default the latest run under runs/irevnet
-    weights: tuple[Path, ...] = ()  # type: ignore[assignment]
+    weights: Annotated[tuple[Path, ...], tyro.conf.arg(help=SEVERAL)] = ()  # type: ignore[assignment]
     # Training images for both classifiers, evenly spread; None takes all
     train_limit: int | None = 20_000
     test_limit: int | None = 10_000  # Test images, evenly spread; None takes all

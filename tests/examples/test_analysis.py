@@ -166,6 +166,7 @@ def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, messa
         "interpolate",
         "spectrum",
         "separation",
+        "dimensionality",
     ],
 )
 def test_help_is_plain_text(name, capsys):
@@ -174,4 +175,5 @@ def test_help_is_plain_text(name, capsys):
     shown = capsys.readouterr().out
     assert "::" not in shown
     assert "``" not in shown
+    assert "type: ignore" not in shown
     assert max(map(len, shown.splitlines()[1:])) <= 100
