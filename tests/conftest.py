@@ -27,6 +27,7 @@ SLOW = (
     "tests/benchmarks/",
     "tests/checkpointing/test_compile.py",
     "tests/checkpointing/test_distributed.py",
+    "tests/exact/test_tracing.py",
     "tests/exact/test_exact.py::test_a_thousand_blocks",
 )
 

@@ -110,7 +110,6 @@ def test_training_compiles_to_one_graph_in_both_directions(dtype):
     assert_one_graph(network().to(dtype).train(), numbers(dtype))
 
 
-@pytest.mark.slow
 @DTYPES
 def test_all_exact_layers_compile_to_one_graph(dtype):
     model = InvertibleSequential(lifting(), Merge()).to(dtype)
