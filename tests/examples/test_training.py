@@ -236,10 +236,12 @@ def test_resuming_without_a_folder_takes_the_latest_run(monkeypatch, capsys):
     assert "runs/irevnet/1, 1 of 2 epochs and 2 of 3 steps done" in capsys.readouterr().out
 
 
-def test_a_finished_run_can_go_on(images):
-    assert main(on(images, "--out", "run", "--epochs", "1")) == 0
+@pytest.mark.parametrize("momentum", ["0", "0.9"])
+def test_a_finished_run_can_go_on(images, momentum):
+    flags = on(images, "--momentum", momentum)
+    assert main([*flags, "--out", "run", "--epochs", "1"]) == 0
     assert main(["--out", "run", "--epochs", "2", "--resume"]) == 0
-    assert main(on(images, "--out", "unbroken")) == 0
+    assert main([*flags, "--out", "unbroken"]) == 0
     assert_same_state("run", "unbroken")
 
 
@@ -289,15 +291,13 @@ def test_worker_processes_give_the_same_run(images, capsys):
     assert Path("run/reconstructions.png").exists()
 
 
-@pytest.mark.slow
-def test_an_unreadable_image_is_one_line_also_from_a_worker(images):
+@forks
+def test_an_unreadable_image_is_one_line_also_from_a_worker(images, capfd):
     (images / "train/day/2.png").write_bytes(b"no image")
-    flags = [*on(images, "--augmentation", "resized-crop"), "--workers", "1"]
-    ran = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True)
-    assert ran.returncode == 1, ran.stderr
+    assert main([*on(images, "--augmentation", "resized-crop"), "--workers", "1"]) == 1
     # All of it is matched, so that a failure shows what else a worker said.
     message = r"error: cannot read the image \S*train/day/2\.png: it is empty or no image\.\n"
-    assert re.fullmatch(message, ran.stderr)
+    assert re.fullmatch(message, capfd.readouterr().err)
 
 
 @forks

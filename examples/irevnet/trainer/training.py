@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     get_state_dict,
     set_model_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.nn import functional as F
 
@@ -260,14 +260,11 @@ class Training:
             if self.average is not None:
                 set_model_state_dict(self.model, state["average"], options=WHOLE)
                 self.average = Average(self.model, self.config.ema)
-            groups = get_optimizer_state_dict(self.model, self.optimizer)["param_groups"]
-            set_state_dict(
-                self.model,
-                self.optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict={"state": state["optimizer"], "param_groups": groups},
-                options=WHOLE,
-            )
+            if any(state["optimizer"].values()):  # as SGD without momentum has none
+                moves = get_optimizer_state_dict(self.model, self.optimizer)
+                moves["state"] = state["optimizer"]
+                set_optimizer_state_dict(self.model, self.optimizer, moves, options=WHOLE)
+            set_model_state_dict(self.model, state["model"], options=WHOLE)
             self.scaler.load_state_dict(state["scaler"])
             self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
             if self.team.leads:  # the sums are those of all processes
@@ -278,7 +275,9 @@ class Training:
                 torch.set_rng_state(cpu)
                 if self.device.type == "cuda" and cuda is not None:
                     torch.cuda.set_rng_state(cuda, self.device)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except RunError:
+            raise
+        except Exception as error:  # what is not whole fails in many ways
             raise RunError(
                 f"the checkpoint is not whole, or of another version: {first_line(error)} "
                 f"({type(error).__name__})."
