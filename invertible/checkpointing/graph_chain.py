@@ -16,14 +16,14 @@ from torch import Tensor
 from torch._dynamo.decorators import graph_break
 from torch.func import vjp
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from typing_extensions import override
 
 from .._support.looking import look, stop_looking, watch
 from .._support.memory_format import in_format_of
 from .._support.no_trace import no_trace
 from ..module import InvertibleModule
-from ..state import Context, State, streams_of
+from ..state import Context, State, streams_of, tensors
 from .follow import Follower
 from .graph_checks import checksum, error, intact, judge, sample, size
 from .plan import Branches, Step, Steps
@@ -106,10 +106,19 @@ class GraphChain:
 
     def context(self, tensors: Sequence[Tensor]) -> Context:
         """The context, with other tensors in it."""
+        return tree_unflatten(self._with(tensors), self._spec)
+
+    def require_context(self, context: Context, tensors: Sequence[Tensor]) -> None:
+        """Breaks the graph if lists and dicts in a context are not what :meth:`context` made."""
+        now, then = tree_leaves(context), self._with(tensors[: self.of_context])
+        if len(now) != len(then) or any(x is not y for x, y in zip(now, then, strict=True)):
+            refuse("a sub-network changes a list or dict in the context")
+
+    def _with(self, tensors: Sequence[Tensor]) -> list[Any]:
         leaves = list(self._leaves)
         for place, x in zip(self._places, tensors, strict=True):
             leaves[place] = x
-        return tree_unflatten(leaves, self._spec)
+        return leaves
 
 
 def _takes_gradient(x: Any) -> bool:
@@ -133,12 +142,13 @@ class _Run(torch.autograd.Function):
     @staticmethod
     @override
     def forward(ctx: Any, chain: GraphChain, is_tuple: bool, count: int, *given: Tensor) -> Any:
-        streams, tensors = [x.detach() for x in given[:count]], given[count:]
-        recorder = _Recorder(chain, [x.detach() for x in tensors])
+        streams, others = [x.detach() for x in given[:count]], given[count:]
+        recorder = _Recorder(chain, [x.detach() for x in others])
         look()
         # With grad, to see where any comes from: nothing that is known here requires it.
         with torch.enable_grad(), storing():
             y = recorder.follow(chain.steps, tuple(streams) if is_tuple else streams[0])
+        chain.require_context(recorder.context, recorder.tensors)
         stop_looking(_DRAWS, _CHANGES)
         ends = [x.detach() for x in streams_of(y)]
         kind = ends[0].device.type
@@ -149,7 +159,7 @@ class _Run(torch.autograd.Function):
         chain.counts = _Counts(len(ends), len(recorder.stored), len(recorder.samples))
         ctx.chain = chain
         sums = torch.stack([checksum(x) for x in ends])
-        ctx.save_for_backward(sums, *ends, *recorder.stored, *recorder.samples, *tensors)
+        ctx.save_for_backward(sums, *ends, *recorder.stored, *recorder.samples, *others)
         return *ends, *recorder.log_dets
 
     @staticmethod
@@ -209,7 +219,8 @@ class _Recorder(Follower):
     def _watch(self, step: Step, streams: Sequence[Tensor]) -> None:
         """Sees to it that nothing is changed in place but statistics that nobody reads."""
         free = _statistics(step)
-        for x in (*streams, *step.layer.parameters()):
+        context = tensors(self.context) if step.conditional else ()
+        for x in (*streams, *context, *step.layer.parameters()):
             watch(x)
         for name, buffer in step.layer.named_buffers():
             if name not in free:

@@ -308,6 +308,25 @@ def test_what_cannot_be_rebuilt_in_a_graph_breaks_it_and_is_right_without(name):
         torch.testing.assert_close(*found)
 
 
+class Noting(nn.Module):
+    """Leaves a tensor in its context."""
+
+    def forward(self, x, context):
+        if isinstance(context, list):
+            context.append(x.mean())
+        else:
+            context.add_(1)
+        return x * 0.5
+
+
+@pytest.mark.parametrize(("context", "words"), [([], "list or dict"), (torch.zeros(3), "in place")])
+def test_a_sub_network_that_changes_its_context_breaks_the_graph(context, words):
+    layer = AdditiveCoupling(Noting(), conditional=True)
+    network = InvertibleSequential(Split(), layer, Merge(), checkpoint=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=words):
+        compiled(network)(states(), context)
+
+
 def test_exact_mode_breaks_the_graph():
     layers = [AdditiveCoupling(linear(), quantum=2**-10), Swap()]
     network = InvertibleSequential(Split(), *layers, Merge(), checkpoint=True)
