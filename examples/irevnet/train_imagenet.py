@@ -160,7 +160,7 @@ class Keeper:
 def train_record(training: Training) -> dict[str, Any]:
     """What the log says of an epoch's training."""
     tally = training.tally
-    seconds = tally.seconds()
+    seconds = time.perf_counter() - tally.began
     return {
         "epoch": training.epoch + 1,
         "iteration": training.iteration,

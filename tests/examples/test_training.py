@@ -218,6 +218,16 @@ def test_a_run_stopped_in_a_test_repeats_it(images, monkeypatch):
     assert records("unbroken") == records("broken")
 
 
+def test_what_was_killed_before_a_checkpoint_begins_anew(images, monkeypatch):
+    folder = Path("run")
+    folder.mkdir()
+    for name in (".holder", "log.jsonl", "settings.json"):
+        (folder / name).write_text("left behind")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # as torchrun starts it again
+    assert main(on(images, "--out", "run", "--epochs", "1")) == 0
+    assert [record["iteration"] for record in records("run")] == [3, 3]
+
+
 def test_random_crops_resume_too(images, monkeypatch):
     flags = on(images, "--augmentation", "resized-crop", "--jitter", "0.5", "0.5", "0.5", "0.1")
     assert main([*flags, "--out", "unbroken"]) == 0

@@ -37,7 +37,3 @@ class Tally:
         """The means: over the images of this process, or of all of a team."""
         *sums, images = (team.total(self.sums) if team else self.sums).tolist()
         return {name: value / images for name, value in zip(self.names, sums, strict=True)}
-
-    def seconds(self) -> float:
-        """Time since it began."""
-        return time.perf_counter() - self.began
