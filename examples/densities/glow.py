@@ -120,6 +120,14 @@ def comparable(config: Config) -> dict[str, str]:
     return {name: str(x) for name, x in asdict(replace(config, out=Path(), resume=False)).items()}
 
 
+def require_same(was: dict[str, str], now: dict[str, str]) -> None:
+    """Ends the program if a run is to be resumed with other settings."""
+    others = [name for name in now if was.get(name) != now[name]]
+    flags = [f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in others]
+    if flags:
+        raise SystemExit(f"error: --resume takes the settings of the run: {'; '.join(flags)}.")
+
+
 def train(
     flow: Flow, images: Tensor, config: Config, device: torch.device, rank: int, ranks: int
 ) -> Tensor:
@@ -131,8 +139,7 @@ def train(
         if not path.exists():
             raise SystemExit(f"error: there is no {path} to resume.")
         state = torch.load(path, map_location=device)
-        if state["config"] != comparable(config):
-            raise SystemExit(f"error: --resume takes the settings of the run: {state['config']}.")
+        require_same(state["config"], comparable(config))
         flow.load_state_dict(state["flow"])
         optimizer.load_state_dict(state["optimizer"])
         begin, history = state["step"], state["history"]

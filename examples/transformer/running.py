@@ -126,11 +126,18 @@ class Run:
         if not self.path.exists():
             return
         state = torch.load(self.path, map_location=next(self.network.parameters()).device)
-        if state["config"] != _lasting(self.config):
-            raise SystemExit(f"error: --resume takes the settings of the run: {state['config']}.")
+        require_same(state["config"], _lasting(self.config))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses = state["step"], state["losses"]
+
+
+def require_same(was: dict[str, str], now: dict[str, str]) -> None:
+    """Ends the program if a run is to be resumed with other settings."""
+    others = [name for name in now if was.get(name) != now[name]]
+    flags = [f"--{name.replace('_', '-')} {was.get(name)}, not {now[name]}" for name in others]
+    if flags:
+        raise SystemExit(f"error: --resume takes the settings of the run: {'; '.join(flags)}.")
 
 
 def _lasting(config: Any) -> dict[str, str]:
