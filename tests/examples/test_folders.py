@@ -79,7 +79,7 @@ def test_a_folder_without_classes_is_refused(folder):
 
 def test_an_empty_class_is_named(folder):
     (folder / "train/mouse").mkdir()
-    with pytest.raises(RunError, match=r"no image in .*mouse: fill or remove it. Images: .jpg"):
+    with pytest.raises(RunError, match=r"no image in .*mouse: remove it. Images: .jpg"):
         read_folder(folder, "train")
 
 

@@ -100,17 +100,18 @@ def read_folder(folder: Path, part: Part) -> Images:
             is_image = os.sep in path and name.lower().endswith(SUFFIXES)
             (files if is_image else others).append(path)
     classes = [path.partition(os.sep)[0] for path in files]
-    for name in sorted({*names} - {*known}):
-        raise RunError(f"{home} has the class {name!r}, which is not trained on.")
-    for name in sorted({*names} - {*classes}):
+    if strangers := {*names} - {*known}:
+        raise RunError(f"{home} has the class {min(strangers)!r}, which is not trained on.")
+    if empty := {*names} - {*classes}:
         kinds = ", ".join(SUFFIXES)
-        raise RunError(f"there is no image in {home / name}: fill or remove it. Images: {kinds}.")
+        raise RunError(f"there is no image in {home / min(empty)}: remove it. Images: {kinds}.")
     note = ""
     if others:
         note = f"{len(others):,} files in {home} are no images and left out, as {others[0]}"
     # An array, since workers that merely look at a million strings come to own a copy of each.
     paths = np.array([os.fsencode(path) for path in files])
-    labels = np.array([known.index(name) for name in classes])
+    numbers = {name: number for number, name in enumerate(known)}
+    labels = np.array([numbers[name] for name in classes])
     read = partial(_from_folder, os.fsencode(home), paths)
     return Images(read, labels, tuple(known), paths, note)
 
