@@ -62,26 +62,33 @@ DUE = 1  # a checkpoint is; signals have higher numbers, theirs and 1
 
 
 def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
-    """Trains to the last epoch, with lines in the log and a checkpoint after each."""
+    """Trains to the last epoch, or until it is stopped: then the state is saved."""
     keeper = Keeper(training, folder, console)
     with keeper.signals, keeper.progress:
-        while training.epoch < training.epochs:
-            for _ in training.train():
-                keeper.after_step()
-            keeper.log_losses()
-            record = train_record(training)
-            tested = training.test(keeper.stop_if_asked).read(training.team)
-            if not math.isfinite(tested["loss"]):
-                raise DivergedError(
-                    f"the loss on the test images of epoch {record['epoch']} isn't finite."
-                )
-            record |= {f"test_{name}": value for name, value in tested.items()}
-            keeper.log(record)
-            keeper.save(best=training.end_epoch(record["test_accuracy"]))
-            keeper.draw()
-            console.print(epoch_line(record, training))
-            keeper.stop_if_asked()
+        try:
+            while training.epoch < training.epochs:
+                fit_epoch(training, keeper, console)
+        except Stopped:
+            keeper.save()
+            raise
     keeper.draw(at_once=True)
+
+
+def fit_epoch(training: Training, keeper: Keeper, console: Terminal) -> None:
+    """Trains for an epoch and tests, with lines in the log and a checkpoint."""
+    for _ in training.train():
+        keeper.after_step()
+    keeper.log_losses()
+    record = train_record(training)
+    tested = training.test(keeper.stop_if_asked).read(training.team)
+    if not math.isfinite(tested["loss"]):
+        raise DivergedError(f"the loss on the test images of epoch {record['epoch']} isn't finite.")
+    record |= {f"test_{name}": value for name, value in tested.items()}
+    keeper.log(record)
+    keeper.save(best=training.end_epoch(record["test_accuracy"]))
+    keeper.draw()
+    console.print(epoch_line(record, training))
+    keeper.stop_if_asked()
 
 
 class Keeper:
@@ -112,14 +119,13 @@ class Keeper:
             self.save()
 
     def stop_if_asked(self, otherwise: int = 0) -> int:
-        """Saves and raises :class:`Stopped` if a process has got a signal.
+        """Raises :class:`Stopped` if a process has got a signal.
 
         If none has, returns the highest of the numbers that the processes give.
         """
         signal = self.signals.received or self.console.closed
         found = self.training.team.highest(DUE + signal if signal else otherwise)
         if found > DUE:
-            self.save()
             raise Stopped(found - DUE)
         return found
 

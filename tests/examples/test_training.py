@@ -201,19 +201,20 @@ def test_a_second_control_c_leaves_at_once(images, monkeypatch, capsys):
     assert (saved["epoch"], saved["step"]) == (1, 0)
 
 
-def test_a_run_stopped_in_a_test_repeats_it(images, monkeypatch):
+@pytest.mark.parametrize("flags", [[], ["--ema", "0.9"]])
+def test_a_run_stopped_in_a_test_repeats_it(images, monkeypatch, flags):
     test = training.Training.test
 
     def stopped_in_a_test(*args):
         receive(signal.SIGTERM)()
         return test(*args)
 
-    assert main(on(images, "--out", "unbroken")) == 0
+    assert main(on(images, *flags, "--out", "unbroken")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(training.Training, "test", stopped_in_a_test)
-        assert main(on(images, "--out", "broken")) == 143
+        assert main(on(images, *flags, "--out", "broken")) == 143
     assert load_checkpoint(Path("broken"))["epoch"] == 0
-    assert main(on(images, "--out", "broken", "--resume")) == 0
+    assert main(["--out", "broken", "--resume"]) == 0
     assert_same_state("unbroken", "broken")
     assert records("unbroken") == records("broken")
 

@@ -18,7 +18,7 @@ CLOSED = 13  # SIGPIPE, which Python has turned off
 
 
 class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt, no error)
-    """A signal has come, and the state is saved."""
+    """A signal has come: the state is to be saved."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
