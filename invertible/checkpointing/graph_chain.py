@@ -319,7 +319,8 @@ class _WayBack:
         def again(
             lent: dict[str, Tensor], of_context: Sequence[Tensor], nudges: Sequence[Tensor]
         ) -> tuple[list[Tensor], list[Tensor]]:
-            replay = _Replay(step, chain.context(of_context), nudges, stored)
+            context = chain.context(of_context) if step.conditional else None
+            replay = _Replay(step, context, nudges, stored)
             with _reparametrize_module(step.layer, {**lent, **_scratch(step)}):
                 x = replay.run(y, link.takes_tuple)
             found, log_det = replay.result

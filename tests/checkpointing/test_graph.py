@@ -124,6 +124,7 @@ def flow():
         AdditiveCoupling(Conditioned(), conditional=True),
         Swap(),
         AdditiveCoupling(Conditioned(), conditional=True),
+        AdditiveCoupling(linear(4)),
         Merge(),
         checkpoint=True,
     )
