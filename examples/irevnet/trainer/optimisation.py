@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from errors import RunError
-from experiment.settings import Config
 from invertible import InvertibleSequential
 from networks import resnet
 from networks.revnet import StoredUnit
+
+if TYPE_CHECKING:  # so that benchmarks can compile blocks without tyro
+    from experiment.settings import Config
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
