@@ -262,7 +262,9 @@ def circumstances(module):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_all_is_as_before_inside_and_as_now_outside(fails):
+def test_all_is_as_before_inside_and_as_now_outside(fails, monkeypatch):
+    # A compiler that ran before may have left one, of tqdm, which could have drawn.
+    monkeypatch.setattr("threading.active_count", lambda: 1)
     module = Restless()
     found = circumstances(module)
     before, first = torch.get_rng_state(), module()
