@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from toys import Affine, Function, couplings, linear
 
+import invertible
 from invertible import (
     ActNorm,
     AdditiveCoupling,
@@ -23,11 +24,9 @@ from invertible import (
     OnStreams,
     Parallel,
     PixelUnshuffle,
-    RationalQuadraticSpline,
     Rebuild,
     RebuildError,
     ReversibleBlock,
-    SplineCoupling,
     Split,
     Swap,
     keep_matmuls,
@@ -108,7 +107,7 @@ def nested():
         OnStreams(0, Affine()),
         Parallel(Affine(), Inverse(Affine())),
         OnStreams((1, 0), AffineCoupling(norm_net(4, 8))),
-        Inverse(SplineCoupling(linear(4, 4 * 23))),
+        Inverse(AffineCoupling(linear(4, 8))),
         Merge(),
         checkpoint=True,
     )
@@ -119,7 +118,7 @@ def flow():
     return InvertibleSequential(
         ActNorm(8, initialised=True),
         InvertibleLinear(8),
-        Elementwise(RationalQuadraticSpline(), channels=8),
+        Elementwise(invertible.Affine(), channels=8),
         Split(),
         AdditiveCoupling(Conditioned(), conditional=True),
         Swap(),
@@ -195,7 +194,7 @@ def test_one_graph_serves_batches_of_all_sizes():
         return torch._dynamo.backends.debugging.aot_eager(graph, inputs)
 
     call = compiled(rebuilt, backend)
-    for batch in (4, 5, 6, 3, 9):
+    for batch in (4, 5, 9):
         expected = step(stored, stored, states(batch))
         torch.testing.assert_close(step(rebuilt, call, states(batch)), expected)
     assert len(graphs) == 2, "of one size, and of all others"
@@ -232,13 +231,13 @@ def test_what_is_held_does_not_grow_with_depth():
     x = torch.randn(512, 128, requires_grad=True)
     found = {}
     for checkpoint in (False, True):
-        for depth in (2, 6):
+        for depth in (2, 4):
             network = chain(*[f] * depth, checkpoint=checkpoint)
             # With the partitioner of the default backend, which chooses what is saved.
             y = compiled(network, "aot_eager_decomp_partition")(x)
             found[checkpoint, depth] = held(y)
-    assert found[True, 6] < 1.01 * found[True, 2] < 1.1 * x.nbytes
-    assert found[False, 6] > 2.5 * found[False, 2]
+    assert found[True, 4] < 1.01 * found[True, 2] < 1.1 * x.nbytes
+    assert found[False, 4] > 1.7 * found[False, 2]
 
 
 class Counter(nn.Module):
