@@ -33,7 +33,7 @@ import analysis
 from errors import RunError, at_least, writing
 from experiment.settings import Config
 from images.batches import Normalise, plain
-from images.dataset import Images
+from images.dataset import Images, difference
 from networks.irevnet import IRevNet
 from scripts import run_script
 from trainer.weights import Network
@@ -90,6 +90,8 @@ def run(settings: InvertSettings, console: Console) -> None:
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
+            if difference(network.classes, images.classes):
+                numbers[name][mode]["accuracy"] = None  # which would say nothing
             originals, decoded[f"decoded, {mode}"] = some_decoded(model, images, config, normalise)
         draw_rows(part, {name: originals} | decoded)
     rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]

@@ -54,6 +54,12 @@ def test_noise_is_uniform():
     assert counts.max() < 160
 
 
+def test_noise_which_is_of_no_class_has_no_accuracy(found):
+    results, _ = found
+    assert {mode["accuracy"] for mode in results["noises"].values()} == {None}
+    assert all(0 <= mode["accuracy"] <= 1 for mode in results["test images"].values())
+
+
 @pytest.mark.slow
 def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
     results, _ = found
