@@ -205,7 +205,7 @@ class _Recorder(Follower):
         ):
             y, log_det = step.apply(state, self.context)
         results = streams_of(y)
-        if any(x.requires_grad for x in results):
+        if any(map(_takes_gradient, (*results, log_det))):
             refuse(f"{step.place} takes a tensor that needs a gradient and is no parameter of it")
         if step.stores_input:
             # The compiler takes no views of the chain's input.

@@ -327,6 +327,25 @@ def test_a_sub_network_that_changes_its_context_breaks_the_graph(context, words)
         compiled(network)(states(), context)
 
 
+class Elsewhere(InvertibleModule):
+    """Has a log-determinant of somebody else's parameter."""
+
+    def forward(self, x):
+        return 2 * x
+
+    def inverse(self, y):
+        return y / 2
+
+    def forward_and_log_det(self, x):
+        return self(x), OTHER.sum().expand(len(x))
+
+
+def test_a_log_determinant_of_another_parameter_breaks_the_graph():
+    network = InvertibleSequential(Affine(), Elsewhere(), checkpoint=True).double()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="needs a gradient"):
+        compiled(network.forward_and_log_det)(states())
+
+
 def test_exact_mode_breaks_the_graph():
     layers = [AdditiveCoupling(linear(), quantum=2**-10), Swap()]
     network = InvertibleSequential(Split(), *layers, Merge(), checkpoint=True)
