@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from .samples import COUNT
 from .settings import RebuildError
@@ -45,7 +44,7 @@ def checksum(x: Tensor) -> Tensor:
     return (x.float() + 0.0).view(torch.int32).sum()
 
 
-@custom_op("invertible::intact", mutates_args=())
+@library.custom_op("invertible::intact", mutates_args=())
 def intact(before: Tensor, now: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001
     """Zero if checksums are the same; raises otherwise, or is NaN on an accelerator."""
     wrong = (before != now).any()
@@ -60,7 +59,7 @@ def intact(before: Tensor, now: Tensor, gradient: Tensor) -> Tensor:  # noqa: AR
     return torch.zeros(())
 
 
-@custom_op("invertible::judge", mutates_args=())
+@library.custom_op("invertible::judge", mutates_args=())
 def judge(wrong: Tensor, errors: Tensor, tolerances: Sequence[float], places: str) -> Tensor:
     """Zero if nothing is wrong; raises otherwise, or is NaN on an accelerator."""
     if not wrong.is_cpu:
