@@ -1,7 +1,5 @@
 """What the analyses share: their flags, the network, the images, and where results go."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,8 +7,6 @@ The source is a run's folder, its checkpoint, the published weights, or another 
 result is what ``--weights`` takes, and it can be handed on: to read it, nothing in it is run.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from functools import partial

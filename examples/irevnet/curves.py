@@ -5,8 +5,6 @@ As in figure 3 of the paper, the loss is a moving average over 100 steps:
     python examples/irevnet/curves.py runs/irevnet/1 runs/irevnet/2 --out curves.png
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

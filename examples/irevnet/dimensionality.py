@@ -6,8 +6,6 @@ Figure 7 of the paper (https://arxiv.org/abs/1802.07088): the classifiers of ``s
 the first principal components of the last features, which are those of the training images.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Errors that whoever started a script can mend."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

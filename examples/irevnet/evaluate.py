@@ -10,8 +10,6 @@ published weights, and must bear the names of the training. Images are resized, 
 normalised as in its tests.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import sys

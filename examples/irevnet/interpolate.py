@@ -12,8 +12,6 @@ and rounding them would add noise that the inverse amplifies. The features of an
 what is decoded there looks like noise. The table says how far off they are.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ its channels are zero throughout training; their running variances decay, and Ba
 amplifies what rounding leaves in them.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """All networks and their recipes: one table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard

@@ -1,7 +1,5 @@
 """How the scripts read their flags, and how they end."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar

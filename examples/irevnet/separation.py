@@ -7,8 +7,6 @@ nearest neighbour classify the test images by the features behind each block, av
 and standardised with the training images.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

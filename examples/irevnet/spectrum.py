@@ -9,8 +9,6 @@ rounding to a grid is a staircase, whose derivative says nothing. By how much de
 error in the features, at worst and in a random direction, is told by the inverse's Jacobian.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

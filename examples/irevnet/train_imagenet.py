@@ -20,8 +20,6 @@ Under torchrun the processes share each batch, and together see the images that 
 their batch statistics are each their own, unless ``--sync-batch-norm`` is given.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -74,7 +72,7 @@ def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
     keeper.draw(at_once=True)
 
 
-def fit_epoch(training: Training, keeper: Keeper, console: Terminal) -> None:
+def fit_epoch(training: Training, keeper: "Keeper", console: Terminal) -> None:
     """Trains for an epoch and tests, with lines in the log and a checkpoint."""
     for _ in training.train():
         keeper.after_step()

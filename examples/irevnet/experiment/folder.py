@@ -1,7 +1,5 @@
 """A run's folder: its settings, its log, its checkpoints, and the process that holds it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -11,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import torch
 
@@ -126,7 +124,7 @@ class RunFolder:
         self.holder = _lock(path) if writes else None
 
     @classmethod
-    def new(cls, out: Path | None, *, writes: bool = True) -> RunFolder:
+    def new(cls, out: Path | None, *, writes: bool = True) -> Self:
         """The folder ``out``, or the next free number, for a run that begins."""
         if not writes:
             return cls(out or RUNS, writes=False)

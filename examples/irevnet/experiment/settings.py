@@ -1,14 +1,12 @@
 """The settings of a run."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -189,7 +187,7 @@ class Config:
         return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], origin: str) -> Config:
+    def from_dict(cls, values: Mapping[str, Any], origin: str) -> Self:
         """The settings that :meth:`as_dict` gave, also if they went through JSON."""
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         paths = {k: v and Path(v) for k, v in values.items() if k in ("out", "weights")}

@@ -5,8 +5,6 @@ The operations are those of torchvision's ``RandomResizedCrop``, ``RandomHorizon
 install torchvision would replace a CPU build of torch by its own.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

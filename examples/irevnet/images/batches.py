@@ -1,7 +1,5 @@
 """Batches of images on the device, in the order of training or of a test."""
 
-from __future__ import annotations
-
 import random
 import signal
 from collections.abc import Iterator, Sequence

@@ -1,13 +1,11 @@
 """The images of one part of a data set: read one by one, whatever their files hold."""
 
-from __future__ import annotations
-
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,7 +27,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at_most(self, count: int | None) -> Images:
+    def at_most(self, count: int | None) -> Self:
         """So many of the images, evenly spread, or all if there are no more."""
         if count is None or count >= len(self):
             return self

@@ -1,7 +1,5 @@
 """The data sets that ``--data`` takes: digits, CIFAR-10, parquet files and folders of images."""
 
-from __future__ import annotations
-
 import codecs
 import os
 import pickle

@@ -1,7 +1,5 @@
 """What every network asks of its stages and of the images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

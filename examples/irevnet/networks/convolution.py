@@ -1,7 +1,5 @@
 """The convolutions of all networks."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

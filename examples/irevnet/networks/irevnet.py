@@ -5,8 +5,6 @@ https://arxiv.org/abs/1802.07088. Where the paper and the authors' released code
 networks follow the code, since the published weights do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any

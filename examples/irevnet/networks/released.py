@@ -1,7 +1,5 @@
 """Weights of other networks: the released code's names, and what does not fit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor

@@ -6,8 +6,6 @@ https://arxiv.org/abs/1512.03385. As in torchvision ("v1.5"), the stride of a bl
 names, so that its weights load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import prod
 

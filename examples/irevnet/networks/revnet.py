@@ -5,8 +5,6 @@ https://arxiv.org/abs/1707.04585. Residuals are preactivated bottlenecks, as in 
 where the network that the i-RevNet paper calls RevNet-56 is ``revnet-54``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """Processes that train one network together, started by torchrun; or a single one."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

@@ -1,7 +1,5 @@
 """What moves the weights: the optimizer, the precision of gradients, and an average over steps."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +17,7 @@ if TYPE_CHECKING:  # so that benchmarks can compile blocks without tyro
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_optimizer(model: nn.Module, config: Config, *, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: "Config", *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of all weights, norms and biases apart where they do not decay."""
     every = list(model.parameters())
     groups = [{"params": every, "weight_decay": config.weight_decay}]

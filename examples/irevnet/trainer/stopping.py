@@ -1,13 +1,11 @@
 """Ctrl-C, SIGTERM, a closed terminal and a reader who goes away, answered between two steps."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -35,7 +33,7 @@ class Signals:
     received = 0  # the number of the signal, 0 if none has come
     since = 0.0
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Self:
         self.before = [signal.signal(number, self._handle) for number in SIGNALS]
         return self
 

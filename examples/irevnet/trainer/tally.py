@@ -1,7 +1,5 @@
 """Loss, accuracy and speed, summed up on the device."""
 
-from __future__ import annotations
-
 import time
 
 import torch

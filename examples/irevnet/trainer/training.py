@@ -1,7 +1,5 @@
 """A network in training: what moves, and what a step does to it."""
 
-from __future__ import annotations
-
 import math
 import random
 import time

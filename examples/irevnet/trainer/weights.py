@@ -3,8 +3,6 @@
 Whatever the file, nothing in it is run: it can hold tensors and plain values only.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping
