@@ -7,9 +7,7 @@ The source is a run's folder, its checkpoint, the published weights, or another 
 result is what ``--weights`` takes, and it can be handed on: to read it, nothing in it is run.
 """
 
-import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +32,7 @@ class Settings:
     overwrite: bool = False  # Replace the target if it is there
 
 
-def convert(settings: Settings, console: Console) -> None:
+def run(settings: Settings, console: Console) -> None:
     """Reads the source and writes the target."""
     target = settings.target
     if target.suffix != ".safetensors":
@@ -49,7 +47,5 @@ def convert(settings: Settings, console: Console) -> None:
     console.print(f"{weights:,} parameters, {len(network.classes):,} classes: {target}")
 
 
-main = partial(run_script, Settings, convert)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

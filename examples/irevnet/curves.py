@@ -5,10 +5,8 @@ As in figure 3 of the paper, the loss is a moving average over 100 steps:
     python examples/irevnet/curves.py runs/irevnet/1 runs/irevnet/2 --out curves.png
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +76,5 @@ def run(settings: Settings, console: Console) -> None:
     console.print(f"Drawn: {settings.out}")
 
 
-main = partial(run_script, Settings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

@@ -6,9 +6,7 @@ Figure 7 of the paper (https://arxiv.org/abs/1802.07088): the classifiers of ``s
 the first principal components of the last features, which are those of the training images.
 """
 
-import sys
 from collections.abc import Iterator
-from functools import partial
 
 from rich.console import Console
 from sklearn.decomposition import PCA
@@ -42,7 +40,5 @@ def run(settings: ProbeSettings, console: Console) -> None:
     run_probes(settings, console, "dimensionality", 1, points, **axis)
 
 
-main = partial(run_script, ProbeSettings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(ProbeSettings, run)

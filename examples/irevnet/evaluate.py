@@ -12,9 +12,7 @@ normalised as in its tests.
 
 import csv
 import os
-import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +104,5 @@ def run(settings: Settings, console: Console) -> None:
         analysis.write_json(settings.json, about | found)
 
 
-main = partial(run_script, Settings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

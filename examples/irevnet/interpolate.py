@@ -12,10 +12,8 @@ and rounding them would add noise that the inverse amplifies. The features of an
 what is decoded there looks like noise. The table says how far off they are.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -35,7 +33,7 @@ BATCH = 32  # images decoded at once
 
 
 @dataclass(frozen=True)
-class InterpolateSettings(analysis.Settings):
+class Settings(analysis.Settings):
     """Decodes straight lines between the features of two images."""
 
     pairs: int = 6  # Pairs of test images, evenly spread and then paired at random
@@ -91,7 +89,7 @@ def distances(images: Tensor) -> Tensor:
     return images.diff(dim=0).flatten(1).norm(dim=1)
 
 
-def run(settings: InterpolateSettings, console: Console) -> None:
+def run(settings: Settings, console: Console) -> None:
     """Decodes, and writes the results."""
     at_least(1, pairs=settings.pairs)
     at_least(2, steps=settings.steps, dense=settings.dense)
@@ -128,7 +126,5 @@ def run(settings: InterpolateSettings, console: Console) -> None:
     analysis.save(settings.out, "interpolate", figure, about, console)
 
 
-main = partial(run_script, InterpolateSettings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

@@ -13,7 +13,6 @@ amplifies what rounding leaves in them.
 """
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +41,7 @@ Mode = Literal["float32", "float64", "exact"]
 
 
 @dataclass(frozen=True)
-class InvertSettings(analysis.Settings):
+class Settings(analysis.Settings):
     """Decodes images and noise from the last layer, and measures the error."""
 
     limit: int | None = None  # Test images to decode, evenly spread; all by default
@@ -64,7 +63,7 @@ def _read_noise(side: int, seed: int, index: int, mode: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run(settings: InvertSettings, console: Console) -> None:
+def run(settings: Settings, console: Console) -> None:
     """Decodes, and writes the results."""
     at_least(1, noises=settings.noises, float64_limit=settings.float64_limit, limit=settings.limit)
     network = settings.begin(console)
@@ -179,7 +178,5 @@ def draw_rows(figure: Any, rows: Mapping[str, Iterable[Tensor]]) -> None:
             place.imshow(shown.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
 
 
-main = partial(run_script, InvertSettings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

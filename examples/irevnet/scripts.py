@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -30,8 +30,8 @@ def ending(body: Callable[[], int], *, prints: bool = True) -> int:
 
 def run_script(
     settings: type[S], body: Callable[[S, Console], None], arguments: Sequence[str] | None = None
-) -> int:
-    """Runs a script whose module's docstring is the help; returns the exit status.
+) -> NoReturn:
+    """Runs a script whose module's docstring is the help, and ends with its exit status.
 
     Its flags, the fields of a dataclass, are read from the arguments or else the command line.
     """
@@ -47,4 +47,4 @@ def run_script(
         body(chosen, Console(highlight=False, soft_wrap=True))
         return 0
 
-    return ending(run)
+    sys.exit(ending(run))

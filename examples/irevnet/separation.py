@@ -7,10 +7,8 @@ nearest neighbour classify the test images by the features behind each block, av
 and standardised with the training images.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -224,7 +222,7 @@ def draw(curves: Mapping[str, Any], *, title: str, x: str, scale: str = "linear"
 
 
 @dataclass(frozen=True)
-class SeparationSettings(ProbeSettings):
+class Settings(ProbeSettings):
     """Tells how well the classes are separated behind each block of a network."""
 
     # Blocks behind which features are read, evenly spread, the last included; None takes all
@@ -238,14 +236,12 @@ def points(train: Features, test: Features) -> Iterator[Point]:
         yield facts, *standardised(train, test, block)
 
 
-def run(settings: SeparationSettings, console: Console) -> None:
+def run(settings: Settings, console: Console) -> None:
     """Probes each network, and writes the results."""
     at_least(1, depths=settings.depths)
     title = "Classes read from each block"
     run_probes(settings, console, "separation", settings.depths, points, title=title, x=PASSED)
 
 
-main = partial(run_script, SeparationSettings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

@@ -9,10 +9,8 @@ rounding to a grid is a staircase, whose derivative says nothing. By how much de
 error in the features, at worst and in a random direction, is told by the inverse's Jacobian.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,7 @@ SHARES = (0.8, 0.97)  # of the energy: what these hold
 
 
 @dataclass(frozen=True)
-class SpectrumSettings(analysis.Settings):
+class Settings(analysis.Settings):
     """Singular values of the Jacobian of an i-RevNet's features, at images."""
 
     limit: int = 1  # Test images at which to compute them, evenly spread
@@ -167,7 +165,7 @@ def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> d
     return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
 
 
-def run(settings: SpectrumSettings, console: Console) -> None:
+def run(settings: Settings, console: Console) -> None:
     """Computes the spectra, and writes the results."""
     at_least(2, leading=settings.leading, samples=settings.samples)
     network = settings.begin(console)
@@ -218,7 +216,5 @@ def draw(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-main = partial(run_script, SpectrumSettings, run)
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(Settings, run)

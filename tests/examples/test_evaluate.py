@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starting import start
 from torch.nn import functional as F
 
 import analysis
@@ -33,7 +34,7 @@ def digits(tmp_path):
 
 
 def run(*flags):
-    return evaluate.main([str(flag) for flag in (*flags, "--workers", 0, "--threads", 1)])
+    return start(evaluate.run, *flags, "--workers", 0, "--threads", 1)
 
 
 def test_the_numbers_are_those_counted_by_hand(tmp_path, digits, capsys):

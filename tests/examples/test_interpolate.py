@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from starting import start
 
+import interpolate
 from analysis import few_images, in_arithmetic
 from errors import RunError
-from interpolate import decode_line, distances, evenly_along, main, mix
+from interpolate import decode_line, distances, evenly_along, mix
 from networks.irevnet import IRevNet
 from trainer.weights import load_network
 
@@ -115,8 +117,8 @@ def test_between_images_an_injective_network_decodes_other_features_and_says_so(
 @pytest.mark.parametrize("spacing", ["t", "pixels"])
 def test_the_script_writes_lines_whose_ends_are_right(digits_run, tmp_path, spacing):
     flags = ["--pairs", "2", "--steps", "4", "--dense", "16", "--threads", "1"]
-    flags += ["--weights", str(digits_run), "--out", str(tmp_path), "--spacing", spacing]
-    assert main(flags) == 0
+    flags += ["--weights", digits_run, "--out", tmp_path, "--spacing", spacing]
+    assert start(interpolate.run, *flags) == 0
     assert (tmp_path / "interpolate.png").exists()
     assert (tmp_path / "interpolate.pdf").exists()
     lines = json.loads((tmp_path / "interpolate.json").read_text())["lines"]
@@ -128,6 +130,6 @@ def test_the_script_writes_lines_whose_ends_are_right(digits_run, tmp_path, spac
 
 @pytest.mark.parametrize(("flag", "least"), [("--pairs", 1), ("--steps", 2), ("--dense", 2)])
 def test_too_few_are_an_error(capsys, flag, least):
-    assert main([flag, str(least - 1)]) == 1
+    assert start(interpolate.run, flag, least - 1) == 1
     expected = f"error: {flag} must be at least {least}, got {least - 1}."
     assert expected in capsys.readouterr().err

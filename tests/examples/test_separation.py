@@ -5,6 +5,7 @@ import pytest
 import torch
 from pictures import noise
 from rich.console import Console
+from starting import start
 
 import dimensionality
 import separation
@@ -163,8 +164,8 @@ def test_dimensions_rise_to_all(count, expected):
 @pytest.mark.slow
 def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(separation, "COSTS", (0.01,))
-    flags = ["--weights", str(digits_run), *FEW, "--out", str(tmp_path)]
-    assert dimensionality.main(flags) == 0
+    flags = ["--weights", digits_run, *FEW, "--out", tmp_path]
+    assert start(dimensionality.run, *flags) == 0
     assert "of the variance" in capsys.readouterr().out
     (network,) = json.loads((tmp_path / "dimensionality.json").read_text())["networks"]
     points = network["points"]
@@ -179,17 +180,8 @@ def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, cap
 
 def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(separation, "COSTS", (0.01,))
-    flags = [
-        "--weights",
-        str(digits_run),
-        str(digits_run),
-        *FEW,
-        "--depths",
-        "2",
-        "--out",
-        str(tmp_path),
-    ]
-    assert separation.main(flags) == 0
+    flags = ["--weights", digits_run, digits_run, *FEW, "--depths", 2, "--out", tmp_path]
+    assert start(separation.run, *flags) == 0
     first, second = json.loads((tmp_path / "separation.json").read_text())["networks"]
     assert first == second
     assert [point["block"] for point in first["points"]] == [1, 3]
@@ -204,7 +196,8 @@ def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
     for part in ("train", "val"):
         (tmp_path / part / "only").mkdir(parents=True)
         noise(16, 16).save(tmp_path / part / "only/image.png")
-    assert separation.main(["--weights", str(digits_run), "--data", str(tmp_path)]) == 1
+    flags = ["--weights", digits_run, "--data", tmp_path, "--out", tmp_path / "figures"]
+    assert start(separation.run, *flags) == 1
     assert "other classes than the network: 10 classes were trained" in capsys.readouterr().err
 
 
@@ -217,6 +210,6 @@ def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
         (["--weights", "nowhere"], "error: there is no nowhere"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(flags, message, capsys):
-    assert separation.main(flags) == 1
+def test_what_is_wrong_is_told_in_one_line(flags, message, tmp_path, capsys):
+    assert start(separation.run, *flags, "--out", tmp_path) == 1
     assert message in capsys.readouterr().err

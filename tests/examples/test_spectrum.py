@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from starting import start
 from torch import nn
 
 import spectrum
@@ -16,7 +17,6 @@ from spectrum import (
     growth,
     leading,
     leading_spectrum,
-    main,
 )
 from spectrum import full as full_matrix
 from spectrum import jacobian as jacobian_of
@@ -208,7 +208,7 @@ def test_the_figure_has_a_curve_for_each_image(full):
 @pytest.mark.parametrize(("flags", "count"), [([], 256), (["--full-up-to", "255"], 12)])
 def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path, flags, count):
     flags = [*flags, "--leading", "12", "--samples", "8", "--threads", "1", "--limit", "2"]
-    assert main(["--weights", str(digits_run), "--out", str(tmp_path), *flags]) == 0
+    assert start(spectrum.run, "--weights", digits_run, "--out", tmp_path, *flags) == 0
     assert (tmp_path / "spectrum.png").exists()
     assert (tmp_path / "spectrum.pdf").exists()
     found = json.loads((tmp_path / "spectrum.json").read_text())["images"]
@@ -225,5 +225,5 @@ def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path,
 
 @pytest.mark.parametrize("flag", ["--leading", "--samples"])
 def test_too_few_are_an_error(capsys, flag):
-    assert main([flag, "1"]) == 1
+    assert start(spectrum.run, flag, 1) == 1
     assert f"error: {flag} must be at least 2, got 1." in capsys.readouterr().err
