@@ -22,7 +22,7 @@ from torch.nn import functional as F
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "irevnet"))
 from experiment.settings import Config
 from experiment.settings import recipe as recipe_of
-from images.batches import Batches, Normalise, Order, load_training, plain
+from images.batches import Batches, Order, load_training, plain
 from images.dataset import Images, numbered
 from images.readers import of_array
 from presets import PRESETS
@@ -101,7 +101,6 @@ def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Ou
     recipe = task.recipe
     options: dict[str, Any] = {} if recipe.blocks is None else {"blocks": recipe.blocks}
     model = PRESETS[recipe.preset].build(checkpoint=False, quantum=SIDES[side], **options)
-    normalise = Normalise(recipe.mean, recipe.std, torch.device("cpu"))
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -111,10 +110,10 @@ def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Ou
     losses = []
     for epoch in range(recipe.epochs):
         total = 0.0
-        for step, (pixels, labels) in enumerate(train_batches.epoch(epoch), epoch * steps):
+        for step, (x, labels) in enumerate(train_batches.epoch(epoch), epoch * steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate(step, steps)
-            loss = F.cross_entropy(model(normalise(pixels)), labels)
+            loss = F.cross_entropy(model(x), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -123,8 +122,7 @@ def train(task: Task, data: tuple[Batches, Batches], side: str, seed: int) -> Ou
     model.eval()
     with torch.no_grad():
         right = sum(
-            (model(normalise(pixels)).argmax(1) == labels).sum().item()
-            for pixels, labels in test_batches.epoch()
+            (model(x).argmax(1) == labels).sum().item() for x, labels in test_batches.epoch()
         )
     return Outcome(side, seed, right / len(test_batches.images), losses)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from errors import RunError, at_least, try_writing, writing
 from experiment.settings import PresetName
-from images.batches import Batches, Normalise, plain
+from images.batches import Batches, plain
 from images.dataset import difference
 from images.readers import Part, open_images
 from networks.irevnet import IRevNet
@@ -102,23 +102,6 @@ def images(
         data = network.config.data or "digits"
         raise RunError(f"{data} has other classes than the network: {others}.")
     return plain(found.at_most(limit), network.config, device_of(network))
-
-
-def normaliser(network: Network) -> Normalise:
-    """From uint8 to what the network reads, and back."""
-    return Normalise(network.config.mean, network.config.std, device_of(network))
-
-
-def normalised(network: Network, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as the network reads them, and their labels."""
-    normalise = normaliser(network)
-    for pixels, labels in batches.epoch():
-        yield normalise(pixels), labels
-
-
-def few_images(network: Network, limit: int) -> Tensor:
-    """So many test images as the network reads them, in one batch."""
-    return torch.cat([x for x, _ in normalised(network, images(network, "test", limit))])
 
 
 def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:

@@ -52,9 +52,7 @@ def evaluate(
     tally = Tally(device, len(network.classes))
     context = autocast(precision, device)
     lines = []
-    for x, labels in analysis.progress(
-        analysis.normalised(network, batches), "", console, len(batches)
-    ):
+    for x, labels in analysis.progress(batches.epoch(), "", console, len(batches)):
         with context:
             logits = network.model(x).float()
         tally.add(F.cross_entropy(logits, labels), logits, labels)

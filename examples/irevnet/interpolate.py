@@ -95,8 +95,8 @@ def run(settings: Settings, console: Console) -> None:
     at_least(2, steps=settings.steps, dense=settings.dense)
     network = settings.begin(console)
     model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
-    normalise = analysis.normaliser(network)
-    images = analysis.few_images(network, 2 * settings.pairs).double()
+    test = analysis.images(network, "test")
+    images = test.at_most(2 * settings.pairs).joined().double()
     if len(images) < 2:
         raise RunError(f"a line needs two test images, got {len(images)}.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
@@ -117,7 +117,8 @@ def run(settings: Settings, console: Console) -> None:
                 "relative_error_at_ends": relative_error(*ends),
             }
         )
-        rows = {"decoded": normalise.undo(decoded), "pixel space": normalise.undo(straight)}
+        undo = test.normalise.undo
+        rows = {"decoded": undo(decoded), "pixel space": undo(straight)}
         draw_rows(part, rows)
         for place, at in zip(part.axes[1:], t[1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)

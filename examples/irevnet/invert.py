@@ -28,8 +28,7 @@ from torch import Tensor
 
 import analysis
 from errors import RunError, at_least, writing
-from experiment.settings import Config
-from images.batches import Normalise, plain
+from images.batches import Batches, Normalise, plain
 from images.dataset import Images, difference
 from networks.irevnet import IRevNet
 from scripts import run_script
@@ -67,29 +66,27 @@ def run(settings: Settings, console: Console) -> None:
     """Decodes, and writes the results."""
     at_least(1, noises=settings.noises, float64_limit=settings.float64_limit, limit=settings.limit)
     network = settings.begin(console)
-    normalise = analysis.normaliser(network)
     models = {mode: in_mode(network, mode) for mode in settings.modes}
-    test = analysis.images(network, "test", settings.limit).images
+    test = analysis.images(network, "test", settings.limit)
     noises = noise(settings.noises, network.config.image_size, settings.seed)
+    whole = replace(network.config, augmentation="shift")  # not cropped
+    sources = {"test images": test, "noises": plain(noises, whole, test.device)}
     figure = Figure((12, 2.8 + 2.4 * len(models)), layout="constrained")
     parts = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    whole = replace(network.config, augmentation="shift")  # not cropped
-    sources = {"test images": (test, network.config), "noises": (noises, whole)}
     numbers: dict[str, dict[str, Any]] = {name: {} for name in sources}
-    for part, (name, (images, config)) in zip(parts, sources.items(), strict=True):
+    for part, (name, every) in zip(parts, sources.items(), strict=True):
         decoded = {}
         for mode, model in models.items():
-            source = images.at_most(settings.float64_limit if mode == "float64" else None)
-            batches = plain(source, config, analysis.device_of(network))
+            batches = every.at_most(settings.float64_limit if mode == "float64" else None)
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
-                numbers[name][mode] = decode(model, epoch, normalise)
+                numbers[name][mode] = decode(model, epoch, batches.normalise)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
-            if difference(network.classes, images.classes):
+            if difference(network.classes, every.images.classes):
                 numbers[name][mode]["accuracy"] = None  # which would say nothing
-            originals, decoded[f"decoded, {mode}"] = some_decoded(model, images, config, normalise)
+            originals, decoded[f"decoded, {mode}"] = some_decoded(model, every)
         draw_rows(part, {name: originals} | decoded)
     rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
     console.print(analysis.table(rows, CAPTION))
@@ -118,8 +115,8 @@ def decode(
     """
     dtype = next(model.parameters()).dtype
     found = []
-    for pixels, labels in batches:
-        x = normalise(pixels).to(dtype)
+    for x, labels in batches:
+        x = x.to(dtype)
         phi = model.features(x)
         decoded = model.inverse(phi)
         error = relative_error(x, decoded)
@@ -147,14 +144,11 @@ def relative_error(x: Tensor, decoded: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def some_decoded(
-    model: IRevNet, images: Images, config: Config, normalise: Normalise
-) -> tuple[Tensor, Tensor]:
+def some_decoded(model: IRevNet, batches: Batches) -> tuple[Tensor, Tensor]:
     """Some images, evenly spread, and what is decoded of them, white being 1."""
-    dtype = next(model.parameters()).dtype
-    batches = plain(images.at_most(SHOWN), config, normalise.mean.device)
-    x = torch.cat([normalise(pixels).to(dtype) for pixels, _ in batches.epoch()])
-    return normalise.undo(x), normalise.undo(model.inverse(model.features(x)))
+    x = batches.at_most(SHOWN).joined().to(next(model.parameters()).dtype)
+    decoded = model.inverse(model.features(x))
+    return batches.normalise.undo(x), batches.normalise.undo(decoded)
 
 
 def draw_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:

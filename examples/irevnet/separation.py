@@ -126,8 +126,8 @@ def read_features(
     batches = analysis.images(network, part, limit, classified=True)
     averages: dict[int, list[Tensor]] = {}
     labels, predicted = [], []
-    epoch = analysis.normalised(network, batches)
-    for x, classes in analysis.progress(epoch, f"{part} images", console, len(batches)):
+    epoch = analysis.progress(batches.epoch(), f"{part} images", console, len(batches))
+    for x, classes in epoch:
         if not averages:
             count = sum(1 for _ in network.model.each_block(x[:1]))
             averages = {block: [] for block in spread_blocks(count, depths)}

@@ -167,16 +167,17 @@ def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> d
 
 def run(settings: Settings, console: Console) -> None:
     """Computes the spectra, and writes the results."""
+    at_least(1, limit=settings.limit)
     at_least(2, leading=settings.leading, samples=settings.samples)
     network = settings.begin(console)
     model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
     model.requires_grad_(False)
-    every = len(analysis.images(network, "test").images)
-    points = analysis.few_images(network, settings.limit)
+    test = analysis.images(network, "test")
+    points = test.at_most(settings.limit).joined()
     rng = np.random.default_rng(settings.seed)
     found = {}
     for index, x in enumerate(points.split(1)):
-        name = f"test image {index * every // len(points):,}"
+        name = f"test image {index * len(test.images) // len(points):,}"
         with console.status(name):
             forward = jacobian(model.features, x.double())
             back = jacobian(model.inverse, model.features(x.double()))

@@ -12,10 +12,8 @@ from starting import start
 
 from analysis import (
     Settings,
-    few_images,
     images,
     in_arithmetic,
-    normalised,
     progress,
     provenance,
     save,
@@ -44,7 +42,7 @@ def test_images_are_those_that_the_network_was_trained_on(trained):
     test = images(trained, "test")
     assert len(test.images) == 360
     assert len(test) == len(list(test.epoch()))
-    x = torch.cat([x for x, _ in normalised(trained, images(trained, "train", 50))])
+    x = images(trained, "train", 50).joined()
     assert x.shape == (50, 1, 16, 16)
     # Its own mean and deviation.
     assert abs(x.mean()) < 0.1
@@ -52,7 +50,7 @@ def test_images_are_those_that_the_network_was_trained_on(trained):
 
 
 def test_fewer_images_are_spread_evenly_over_all(trained):
-    every, some = few_images(trained, 1000), few_images(trained, 200)
+    every, some = images(trained, "test", 1000).joined(), images(trained, "test", 200).joined()
     assert len(every) == 360
     assert torch.equal(some, every[[i * 360 // 200 for i in range(200)]])
 
@@ -70,7 +68,7 @@ def test_no_images_is_an_error(trained):
 
 @pytest.mark.parametrize("quantum", [None, 2**-16])
 def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(trained, quantum):
-    x = few_images(trained, 4)
+    x = images(trained, "test", 4).joined()
     copy = in_arithmetic(trained, dtype=torch.float64, quantum=quantum)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -79,7 +77,7 @@ def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(trained, qu
 
 
 def test_a_copy_computes_on_its_grid_or_on_none(trained):
-    x = few_images(trained, 1)
+    x = images(trained, "test", 1).joined()
     with torch.no_grad():
         on_grid = in_arithmetic(trained, dtype=torch.float32, quantum=2**-8).features(x) * 2**8
         on_none = in_arithmetic(trained, dtype=torch.float32, quantum=None).features(x) * 2**8

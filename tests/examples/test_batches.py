@@ -74,6 +74,10 @@ def load_plain(config, part):
     return plain(open_images(config, part), config, CPU)
 
 
+def to_tensor(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def epoch(config, number=0, start=0, share=()):
     return list(training(config, *share).epoch(number, start))
 
@@ -124,21 +128,21 @@ def test_plain_images_are_those_of_training_in_order_as_they_are(config):
     assert same(in_order.epoch(0), load_plain(changed, "train").epoch(3))
     for images, _ in islice(in_order.epoch(), 2):
         assert images.shape[1:] == (len(config.mean), config.image_size, config.image_size)
-        assert images.dtype == torch.uint8
+        assert images.dtype == torch.float32
 
 
 def test_plain_images_in_memory_are_the_files_own_pixels(tmp_path):
     config = archive(tmp_path)
-    [(images, _)] = islice(load_plain(config, "test").epoch(), 1)
+    test = load_plain(config, "test")
     planes = np.random.default_rng(5).integers(0, 256, (2, 3, 32, 32), np.uint8)
-    assert torch.equal(images, torch.from_numpy(planes))
+    assert torch.equal(test.joined(), test.normalise(torch.from_numpy(planes)))
 
 
 def test_test_images_are_resized_as_224_to_256_before_they_are_cropped(tmp_path):
     config = replace(folder(tmp_path), image_size=14)
-    images, _ = next(load_plain(config, "test").epoch())
+    test = load_plain(config, "test")
     first = centre_crop(noise(10, 12, seed=10), 14, resize=16)  # of those with an even number
-    assert torch.equal(images[0].permute(1, 2, 0), torch.from_numpy(np.array(first)))
+    assert torch.equal(test.joined()[0], test.normalise(to_tensor(first)))
 
 
 def test_colours_are_changed_in_training_alone(tmp_path):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from experiment.settings import recipe
-from images.batches import Normalise
+from images.batches import Normalise, plain
 from images.readers import of_array
 from invert import SHOWN, decode, draw_pairs, draw_rows, some_decoded
 
@@ -35,14 +35,7 @@ class Off(nn.Module):
         return -(phi[:, 0, 0, :1] * 255 - torch.arange(10)).abs()
 
 
-class Already(Normalise):
-    """Takes images that are normalised."""
-
-    def __call__(self, x):
-        return x
-
-
-NORMALISE = Already([0.5], [0.25], CPU)
+NORMALISE = Normalise([0.5], [0.25], CPU)
 
 
 def of(*factors, images=None):
@@ -102,7 +95,7 @@ def test_it_computes_in_the_dtype_of_the_weights():
 def numbered():
     """Grey images all of whose pixels are their label, 0 to 9."""
     for labels in torch.arange(20).remainder(10).split(8):
-        yield labels.byte()[:, None, None, None].expand(-1, 1, 2, 2), labels
+        yield labels[:, None, None, None].expand(-1, 1, 2, 2) / 255, labels
 
 
 def test_the_classes_found_are_compared_with_the_labels():
@@ -127,9 +120,8 @@ def test_the_picture_is_a_grid_with_a_title_above_each_row():
 def test_some_images_are_shown_evenly_spread_above_what_is_decoded(tmp_path, count, shown):
     pixels = np.arange(count, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
     images = of_array(pixels, np.zeros(count, np.int64), "0")
-    normalise = Normalise([0.0], [1.0], CPU)
-    config = replace(recipe("digits"), workers=0)
-    originals, decoded = some_decoded(Off(*[0.5] * 12), images, config, normalise)
+    config = replace(recipe("digits"), workers=0, mean=(0.0,), std=(1.0,))
+    originals, decoded = some_decoded(Off(*[0.5] * 12), plain(images, config, CPU))
     assert (255 * originals[:, 0, 0, 0]).tolist() == [count * i // shown for i in range(shown)]
     assert torch.equal(decoded, originals / 2)
     draw_pairs(tmp_path / "picture.png", originals, decoded)

@@ -8,7 +8,7 @@ import torch
 from starting import start
 
 import interpolate
-from analysis import few_images, in_arithmetic
+from analysis import images, in_arithmetic
 from errors import RunError
 from interpolate import decode_line, distances, evenly_along, mix
 from networks.irevnet import IRevNet
@@ -29,7 +29,7 @@ def model(trained):
 
 @pytest.fixture(scope="module")
 def pair(trained):
-    return few_images(trained, 2).double()
+    return images(trained, "test", 2).joined().double()
 
 
 def line(model, pair, **changes):

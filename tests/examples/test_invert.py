@@ -6,7 +6,7 @@ import torch
 from starting import start
 
 import invert
-from analysis import few_images
+from analysis import images
 from errors import RunError
 from experiment.settings import recipe
 from invert import in_mode, noise
@@ -73,7 +73,7 @@ def test_every_image_and_noise_is_decoded_bit_for_bit_in_the_exact_mode(found):
 def test_the_error_of_the_exact_mode_is_the_rounding_of_what_was_read(found, digits_run):
     results, _ = found
     trained = load_network(digits_run, CPU)
-    x = few_images(trained, 40)
+    x = images(trained, "test", 40).joined()
     rounding = x - (x * 2**16).round() / 2**16
     errors = rounding.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
     measured = results["test images"]["exact"]

@@ -9,7 +9,7 @@ from starting import start
 
 import dimensionality
 import separation
-from analysis import few_images, images, normalised
+from analysis import images
 from dimensionality import dimensions
 from errors import RunError
 from experiment.settings import recipe
@@ -35,7 +35,7 @@ def read(network, limit=300, depths=None):
 @torch.no_grad()
 def test_features_are_averages_of_each_block_in_the_order_of_the_images(network):
     found = read(network)
-    x, labels = zip(*normalised(network, images(network, "test", 300)), strict=True)
+    x, labels = zip(*images(network, "test", 300).epoch(), strict=True)
     assert len(x) > 1
     assert found.labels.tolist() == torch.cat(labels).tolist()
     averages = [[phi.mean((2, 3)) for phi in network.model.each_block(each)] for each in x]
@@ -47,7 +47,7 @@ def test_features_are_averages_of_each_block_in_the_order_of_the_images(network)
 @torch.no_grad()
 def test_the_last_block_has_the_average_of_the_features_that_the_network_classifies(network):
     found = read(network, depths=1)
-    x = few_images(network, 300)
+    x = images(network, "test", 300).joined()
     (last,) = found.blocks.values()
     np.testing.assert_allclose(last, network.model.features(x).mean((2, 3)), rtol=1e-3, atol=1e-5)
     assert found.predicted.tolist() == network.model(x).argmax(1).tolist()
@@ -55,7 +55,9 @@ def test_the_last_block_has_the_average_of_the_features_that_the_network_classif
 
 def test_only_chosen_blocks_are_kept(network):
     found = read(network, limit=2, depths=2)
-    channels = [phi.shape[1] for phi in network.model.each_block(few_images(network, 2))]
+    channels = [
+        phi.shape[1] for phi in network.model.each_block(images(network, "test", 2).joined())
+    ]
     assert {block: x.shape[1] for block, x in found.blocks.items()} == {
         found.count // 2: channels[found.count // 2 - 1],
         found.count: channels[-1],

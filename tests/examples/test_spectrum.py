@@ -7,7 +7,7 @@ from starting import start
 from torch import nn
 
 import spectrum
-from analysis import few_images, in_arithmetic
+from analysis import images, in_arithmetic
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
 from networks.irevnet import IRevNet
 from spectrum import (
@@ -42,7 +42,7 @@ def model(trained):
 
 @pytest.fixture(scope="module")
 def x(trained):
-    return few_images(trained, 1)
+    return images(trained, "test", 1).joined()
 
 
 @pytest.fixture(scope="module")

@@ -575,9 +575,8 @@ def test_mixed_images_have_both_labels(images, monkeypatch):
     monkeypatch.setattr(training.Training, "_share", lambda _: 0.25)
     run = alone(images, "--mixup", "1")
     run.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
-    pixels = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    run._train_on(pixels, torch.tensor([0, 1, 1, 0]))
-    x = run._images(pixels)
+    x = torch.randn(4, 3, 16, 16)
+    run._train_on(x, torch.tensor([0, 1, 1, 0]))
     torch.testing.assert_close(seen[0], 0.25 * x + 0.75 * x.flip(0))
 
 

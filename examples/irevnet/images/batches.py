@@ -83,12 +83,13 @@ class Order:
 
 
 class Batches:
-    """Pairs of uint8 images :math:`(N, C, H, W)` and labels on the device."""
+    """Pairs of normalised images :math:`(N, C, H, W)` and labels on the device."""
 
     def __init__(self, images: Images, order: Order, device: torch.device) -> None:
         self.images = images
         self.order = order
         self.device = device
+        self.normalise = Normalise(order.config.mean, order.config.std, device)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -114,8 +115,16 @@ class Batches:
         for batch in self._loader:
             if isinstance(batch, str):
                 raise RunError(batch)
-            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-            yield images, labels
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield self.normalise(pixels), labels
+
+    def at_most(self, count: int | None) -> "Batches":
+        """So many of the images, evenly spread, in order."""
+        return plain(self.images.at_most(count), self.order.config, self.device)
+
+    def joined(self) -> Tensor:
+        """All images in one batch."""
+        return torch.cat([x for x, _ in self.epoch()])
 
 
 def _as_it_is(batch: Any) -> Any:

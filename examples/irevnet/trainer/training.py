@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from errors import RunError, first_line
 from experiment.settings import Config
-from images.batches import Batches, Normalise
+from images.batches import Batches
 from images.dataset import difference
 from invertible import RebuildError
 from trainer.distributed import Team, sharing_gradients
@@ -66,7 +66,6 @@ class Training:
             raise RunError("--parallel fsdp does not take --precision float16: take bfloat16.")
         if config.sync_batch_norm and self.device.type != "cuda":
             raise RunError("--sync-batch-norm is for NVIDIA GPUs only.")
-        self.normalise = Normalise(config.mean, config.std, self.device)
         self.model: nn.Module = build_model(config, len(self.classes))
         if begins and config.weights is not None:
             begin_with(config.weights, self.model, config, self.classes)
@@ -105,24 +104,24 @@ class Training:
         batches = self.train_batches.epoch(self.epoch, self.step)
         while self.step < self.steps and self.iteration < self.iterations:
             asked = time.perf_counter()
-            pixels, labels = next(batches)
+            x, labels = next(batches)
             self.tally.waited += time.perf_counter() - asked
             with self._explaining():
-                self._train_on(pixels, labels)
+                self._train_on(x, labels)
             self.step += 1
             yield self.tally
 
-    def _train_on(self, pixels: Tensor, labels: Tensor) -> None:
+    def _train_on(self, x: Tensor, labels: Tensor) -> None:
         """A step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.iteration)
         self.optimizer.zero_grad()
         parts, share = self.config.accumulate, self._share()
         total = torch.zeros((), device=self.device)
-        images = self._images(pixels).chunk(parts)
-        for number, (x, y) in enumerate(zip(images, labels.chunk(parts), strict=True), start=1):
+        chunks = zip(x.chunk(parts), labels.chunk(parts), strict=True)
+        for number, chunk in enumerate(chunks, start=1):
             with sharing_gradients(self.net, number == parts):
-                loss = self._loss(x, y, share) / parts
+                loss = self._loss(*chunk, share) / parts
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.config.clip_norm:
@@ -134,9 +133,6 @@ class Training:
             self.average.update(self.iteration + 1)
         self.losses.append(total)
 
-    def _images(self, pixels: Tensor) -> Tensor:
-        return self.normalise(pixels).contiguous(memory_format=torch.channels_last)
-
     def _share(self) -> float:
         """What each image keeps of itself when it is mixed with another."""
         if not self.config.mixup:
@@ -147,6 +143,7 @@ class Training:
     def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
         """The mean loss of some images, each mixed with another if the share is below 1."""
         smoothing = self.config.label_smoothing
+        x = x.contiguous(memory_format=torch.channels_last)
         if share < 1:
             x = torch.lerp(x.flip(0), x, share)
         with self.autocast:
@@ -166,10 +163,10 @@ class Training:
         with self._averaged(), self._explaining():
             for buffer in self.model.buffers():
                 self.team.follow(buffer)
-            for pixels, labels in self.test_batches.epoch():
+            for x, labels in self.test_batches.epoch():
                 if len(labels):
                     with self.autocast:
-                        logits = self.model(self._images(pixels)).float()
+                        logits = self.model(x.contiguous(memory_format=torch.channels_last)).float()
                         tally.add(F.cross_entropy(logits, labels), logits, labels)
                 after_batch()
         return tally
