@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -48,7 +49,7 @@ class Task:
             return load_training(self.recipe, cpu)
         parts = (("train", self.images), ("test", self.test_images))
         train, test = (read_parquet(self.folder / f"{part}.parquet", n) for part, n in parts)
-        order = Order(len(train), self.recipe, train=True)
+        order = Order(np.arange(len(train)), self.recipe, train=True)
         return Batches(train, order, cpu), plain(test, self.recipe, cpu)
 
 

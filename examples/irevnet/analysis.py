@@ -101,7 +101,7 @@ def images(
     if classified and others:
         data = network.config.data or "digits"
         raise RunError(f"{data} has other classes than the network: {others}.")
-    return plain(found.at_most(limit), network.config, device_of(network))
+    return plain(found, network.config, device_of(network)).at_most(limit)
 
 
 def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:

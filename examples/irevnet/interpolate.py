@@ -117,8 +117,7 @@ def run(settings: Settings, console: Console) -> None:
                 "relative_error_at_ends": relative_error(*ends),
             }
         )
-        undo = test.normalise.undo
-        rows = {"decoded": undo(decoded), "pixel space": undo(straight)}
+        rows = {"decoded": test.undo(decoded), "pixel space": test.undo(straight)}
         draw_rows(part, rows)
         for place, at in zip(part.axes[1:], t[1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)

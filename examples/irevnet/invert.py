@@ -13,7 +13,7 @@ amplifies what rounding leaves in them.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor
 
 import analysis
 from errors import RunError, at_least, writing
-from images.batches import Batches, Normalise, plain
+from images.batches import Batches, plain
 from images.dataset import Images, difference
 from networks.irevnet import IRevNet
 from scripts import run_script
@@ -80,7 +80,7 @@ def run(settings: Settings, console: Console) -> None:
             batches = every.at_most(settings.float64_limit if mode == "float64" else None)
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
             try:
-                numbers[name][mode] = decode(model, epoch, batches.normalise)
+                numbers[name][mode] = decode(model, epoch, batches.undo)
             except ValueError as error:  # features beyond the range of exact sums
                 hint = "Leave the exact mode out: --modes float32 float64"
                 raise RunError(f"{error} {hint}") from error
@@ -103,7 +103,7 @@ def in_mode(network: Network, mode: Mode) -> IRevNet:
 
 @torch.no_grad()
 def decode(
-    model: IRevNet, batches: Iterable[tuple[Tensor, Tensor]], normalise: Normalise
+    model: IRevNet, batches: Iterable[tuple[Tensor, Tensor]], undo: Callable[[Tensor], Tensor]
 ) -> dict[str, int | float]:
     r"""Encodes images, and decodes them from the last layer, in evaluation mode.
 
@@ -120,7 +120,7 @@ def decode(
         phi = model.features(x)
         decoded = model.inverse(phi)
         error = relative_error(x, decoded)
-        pixel = (normalise.undo(decoded) - normalise.undo(x)).abs().flatten(1).amax(1)
+        pixel = (undo(decoded) - undo(x)).abs().flatten(1).amax(1)
         exact = (decoded == model.as_read(x)).flatten(1).all(1)
         right = model.classify(phi).argmax(1) == labels
         found.append([each.cpu() for each in (error, pixel, exact, right)])
@@ -148,7 +148,7 @@ def some_decoded(model: IRevNet, batches: Batches) -> tuple[Tensor, Tensor]:
     """Some images, evenly spread, and what is decoded of them, white being 1."""
     x = batches.at_most(SHOWN).joined().to(next(model.parameters()).dtype)
     decoded = model.inverse(model.features(x))
-    return batches.normalise.undo(x), batches.normalise.undo(decoded)
+    return batches.undo(x), batches.undo(decoded)
 
 
 def draw_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:

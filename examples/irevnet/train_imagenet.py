@@ -254,7 +254,7 @@ def report(training: Training, folder: RunFolder, console: Terminal) -> None:
     model = load_network(folder.path, training.device).model
     if is_invertible(model):
         test = plain(training.test_batches.images, training.config, training.device)
-        found = decode(model, test.epoch(), test.normalise)
+        found = decode(model, test.epoch(), test.undo)
         shown = some_decoded(model, test)
         draw_pairs(folder.path / PICTURE, *shown)
         console.print(table([found], CAPTION))

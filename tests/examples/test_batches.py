@@ -14,8 +14,8 @@ from pictures import noise, rows
 from errors import RunError
 from experiment.settings import recipe
 from images.augmentation import centre_crop
-from images.batches import Normalise, load_training, plain
-from images.readers import open_images
+from images.batches import load_training, plain
+from images.readers import of_array, open_images
 
 CPU = torch.device("cpu")
 SHIFTED = replace(recipe("cifar10"), image_size=8, padding=2, batch_size=4, workers=0)
@@ -74,8 +74,8 @@ def load_plain(config, part):
     return plain(open_images(config, part), config, CPU)
 
 
-def to_tensor(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def as_pixels(batches, x):
+    return (batches.undo(x) * 255).round().byte()
 
 
 def epoch(config, number=0, start=0, share=()):
@@ -135,14 +135,16 @@ def test_plain_images_in_memory_are_the_files_own_pixels(tmp_path):
     config = archive(tmp_path)
     test = load_plain(config, "test")
     planes = np.random.default_rng(5).integers(0, 256, (2, 3, 32, 32), np.uint8)
-    assert torch.equal(test.joined(), test.normalise(torch.from_numpy(planes)))
+    assert torch.equal(as_pixels(test, test.joined()), torch.from_numpy(planes))
 
 
 def test_test_images_are_resized_as_224_to_256_before_they_are_cropped(tmp_path):
     config = replace(folder(tmp_path), image_size=14)
     test = load_plain(config, "test")
     first = centre_crop(noise(10, 12, seed=10), 14, resize=16)  # of those with an even number
-    assert torch.equal(test.joined()[0], test.normalise(to_tensor(first)))
+    assert torch.equal(
+        as_pixels(test, test.joined()[0]), torch.from_numpy(np.array(first)).permute(2, 0, 1)
+    )
 
 
 def test_colours_are_changed_in_training_alone(tmp_path):
@@ -178,9 +180,10 @@ def test_a_preset_for_photographs_needs_data():
         training(SHIFTED)
 
 
-def test_normalising_can_be_undone():
-    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
-    normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), CPU)
-    x = normalise(pixels)
-    assert x[0, 1, 15, 15] == pytest.approx((1 - 0.2) / 0.6)
-    assert torch.equal((normalise.undo(x) * 255).round().byte(), pixels)
+def test_each_channel_is_normalised_and_white_is_1():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    config = replace(recipe("digits"), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), workers=0)
+    found = plain(of_array(pixels, np.zeros(1, np.int64), "0"), config, CPU)
+    x = found.joined()
+    assert x[0, :, -1, -1].tolist() == pytest.approx([0.9 / 0.5, 0.8 / 0.6, 0.7 / 0.7])
+    assert torch.equal(as_pixels(found, x)[0], torch.from_numpy(pixels[0]).permute(2, 0, 1))

@@ -28,7 +28,7 @@ def images(n=10, read=None):
 
 def batches(n=10, batch_size=4, train=True, read=None, rank=0, ranks=1, **flags):
     config = Config(**vars(SMALL) | {"batch_size": batch_size} | flags)
-    return Batches(images(n, read), Order(n, config, train, rank, ranks), CPU)
+    return Batches(images(n, read), Order(np.arange(n), config, train, rank, ranks), CPU)
 
 
 def epoch(found, number=0, start=0):
@@ -104,7 +104,7 @@ def test_no_two_images_and_epochs_are_augmented_alike():
     config = Config(
         **vars(SMALL) | {"augmentation": "resized-crop", "batch_size": 64, "image_size": 16}
     )
-    batches = Batches(found, Order(64, config, train=True), CPU)
+    batches = Batches(found, Order(np.arange(64), config, train=True), CPU)
     seen = [next(batches.epoch(number))[0] for number in (0, 1)]
     assert len(torch.cat(seen).unique(dim=0)) > 120
 
@@ -117,10 +117,12 @@ def test_a_worker_that_starts_afresh_can_read_the_images():
 
 
 def test_fewer_images_are_evenly_spread():
-    some = images(9).at_most(3)
-    assert some.labels.tolist() == [0, 3, 6]
-    assert np.array_equal(some.read(1, "RGB"), images(9).read(3, "RGB"))
-    assert len(images(9).at_most(99)) == len(images(9).at_most(None)) == 9
+    every = batches(9, train=False)
+    some = every.at_most(3)
+    assert epoch(some) == [[0, 3, 6]]
+    assert torch.equal(some.joined(), every.joined()[[0, 3, 6]])
+    assert epoch(some.at_most(2)) == [[0, 3]]
+    assert epoch(every.at_most(99)) == epoch(every.at_most(None)) == epoch(every)
 
 
 def test_the_fingerprint_tells_images_and_classes_apart():

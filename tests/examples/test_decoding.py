@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from experiment.settings import recipe
-from images.batches import Normalise, plain
+from images.batches import plain
 from images.readers import of_array
 from invert import SHOWN, decode, draw_pairs, draw_rows, some_decoded
 
@@ -35,12 +35,13 @@ class Off(nn.Module):
         return -(phi[:, 0, 0, :1] * 255 - torch.arange(10)).abs()
 
 
-NORMALISE = Normalise([0.5], [0.25], CPU)
+def undo(x):
+    return 0.25 * x + 0.5
 
 
 def of(*factors, images=None):
     x = torch.randn(len(factors), 1, 2, 2) if images is None else images
-    return decode(Off(*factors), [(x, torch.zeros(len(x)))], NORMALISE)
+    return decode(Off(*factors), [(x, torch.zeros(len(x)))], undo)
 
 
 def test_errors_are_relative_to_each_image():
@@ -67,7 +68,7 @@ def test_the_worst_image_is_found_whichever_batch_it_is_in():
             model.factors.data = torch.tensor(next(factors))
             yield batch, torch.zeros(3)
 
-    decoded = decode(model, with_factors(), NORMALISE)
+    decoded = decode(model, with_factors(), undo)
     assert decoded["images"] == 9
     assert decoded["worst_error"] == pytest.approx(2)
 
@@ -89,7 +90,7 @@ def test_it_computes_in_the_dtype_of_the_weights():
             return nn.functional.conv2d(x, self.factors.view(1, 1, 1, 1))
 
     images = [(torch.randn(1, 1, 2, 2), torch.zeros(1))]
-    assert decode(Convolving(1.0).double(), images, NORMALISE)["images"] == 1
+    assert decode(Convolving(1.0).double(), images, undo)["images"] == 1
 
 
 def numbered():
@@ -103,7 +104,7 @@ def test_the_classes_found_are_compared_with_the_labels():
         def classify(self, phi):
             return super().classify(phi)[:, :5]
 
-    found = decode(Below5(*[1.0] * 8), numbered(), Normalise([0.0], [1.0], CPU))
+    found = decode(Below5(*[1.0] * 8), numbered(), undo)
     assert found["accuracy"] == 0.5
     assert found["bit_for_bit"] == 20
 

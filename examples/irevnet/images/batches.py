@@ -3,7 +3,7 @@
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,7 +58,7 @@ class Order:
     batch, of no image where fewer are left than there are processes.
     """
 
-    images: int  # how many there are
+    indices: np.ndarray  # of the images
     config: Config
     train: bool  # shuffled, augmented, without an incomplete last batch; or as they are
     rank: int = 0  # this process
@@ -67,12 +67,12 @@ class Order:
     start: int = 0  # the step of the epoch to begin with
 
     def __len__(self) -> int:
-        full, rest = divmod(self.images, self.config.batch_size)
+        full, rest = divmod(len(self.indices), self.config.batch_size)
         return full + bool(rest and not self.train)
 
     def __iter__(self) -> Iterator[list[Key]]:
         seed, size = self.config.seed, self.config.batch_size
-        order = np.arange(self.images)
+        order = self.indices.copy()
         if self.train:
             np.random.default_rng([seed, self.epoch]).shuffle(order)
         for first in range(self.start * size, len(self) * size, size):
@@ -89,7 +89,8 @@ class Batches:
         self.images = images
         self.order = order
         self.device = device
-        self.normalise = Normalise(order.config.mean, order.config.std, device)
+        mean, std = torch.tensor([order.config.mean, order.config.std], device=device)
+        self.mean, self.std = mean[:, None, None], std[:, None, None]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -116,11 +117,18 @@ class Batches:
             if isinstance(batch, str):
                 raise RunError(batch)
             pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
-            yield self.normalise(pixels), labels
+            yield (pixels.float() / 255 - self.mean) / self.std, labels
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The image that was normalised, white being 1."""
+        return x * self.std + self.mean
 
     def at_most(self, count: int | None) -> "Batches":
-        """So many of the images, evenly spread, in order."""
-        return plain(self.images.at_most(count), self.order.config, self.device)
+        """So many of the images, evenly spread, or all if there are no more."""
+        every = self.order.indices
+        count = min(len(every), count or len(every))
+        chosen = every[np.arange(count) * len(every) // count]
+        return Batches(self.images, replace(self.order, indices=chosen), self.device)
 
     def joined(self) -> Tensor:
         """All images in one batch."""
@@ -154,26 +162,11 @@ def load_training(
             f"--batch-size {config.batch_size} is above the {len(train)} training images."
         )
     return (
-        Batches(train, Order(len(train), config, True, rank, ranks), device),
-        Batches(test, Order(len(test), config, False, rank, ranks), device),
+        Batches(train, Order(np.arange(len(train)), config, True, rank, ranks), device),
+        Batches(test, Order(np.arange(len(test)), config, False, rank, ranks), device),
     )
 
 
 def plain(images: Images, config: Config, device: torch.device) -> Batches:
     """Images in order, as a test shows them to the network."""
-    return Batches(images, Order(len(images), config, train=False), device)
-
-
-class Normalise:
-    """Turns uint8 images into what the network takes, on their device."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.mean = torch.tensor(mean, device=device)[:, None, None]
-        self.std = torch.tensor(std, device=device)[:, None, None]
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255 - self.mean) / self.std
-
-    def undo(self, x: Tensor) -> Tensor:
-        """The image, white being 1."""
-        return x * self.std + self.mean
+    return Batches(images, Order(np.arange(len(images)), config, train=False), device)

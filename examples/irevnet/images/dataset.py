@@ -3,9 +3,8 @@
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import IO, Self
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,25 +26,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at_most(self, count: int | None) -> Self:
-        """So many of the images, evenly spread, or all if there are no more."""
-        if count is None or count >= len(self):
-            return self
-        chosen = np.arange(count) * len(self) // count
-        files = None if self.files is None else self.files[chosen]
-        read = partial(_read_chosen, self.read, chosen)
-        return replace(self, read=read, labels=self.labels[chosen], files=files)
-
     def fingerprint(self) -> int:
         """Changes if an image is added, removed, renamed or given another class."""
         found = zlib.crc32(np.asarray(self.labels, np.int64).tobytes())
         return found if self.files is None else zlib.crc32(self.files.tobytes(), found)
-
-
-def _read_chosen(
-    read: Callable[[int, str], Image.Image], chosen: np.ndarray, index: int, mode: str
-) -> Image.Image:
-    return read(int(chosen[index]), mode)
 
 
 def numbered(classes: int) -> tuple[str, ...]:
