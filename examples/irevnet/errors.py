@@ -1,9 +1,11 @@
 """Errors that whoever started a script can mend."""
 
+import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class RunError(Exception):
@@ -26,12 +28,19 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Names the path when something cannot be written."""
+def meaning(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Says what an error of these kinds means, before what it says itself."""
     try:
         yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error}.") from error
+    except RunError:
+        raise
+    except kinds as error:
+        raise RunError(f"{what}: {first_line(error)}.") from error
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Names the path when something cannot be written."""
+    return meaning(f"cannot write {path}", OSError)
 
 
 def try_writing(path: Path, *, folder: bool = False) -> None:
@@ -45,8 +54,15 @@ def try_writing(path: Path, *, folder: bool = False) -> None:
             pass
 
 
-def at_least(least: int, **flags: int | None) -> None:
-    """Refuses what is smaller; None stands for all there are."""
+def flag(name: str) -> str:
+    """How a setting is given."""
+    return f"--{name.replace('_', '-')}"
+
+
+def at_least(least: float, *, most: float = math.inf, **flags: Any) -> None:
+    """Refuses numbers, also in tuples, that are less or more; None stands for all there are."""
     for name, value in flags.items():
-        if value is not None and value < least:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not least <= number <= most:
+                bounds = f"at least {least:g}" if number < least else f"at most {most:g}"
+                raise RunError(f"{flag(name)} must be {bounds}, got {number}.")

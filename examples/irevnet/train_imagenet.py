@@ -25,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -33,7 +34,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from analysis import table
 from curves import CURVES, draw_curves
 from errors import RunError
-from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, folder_to_resume
+from experiment.folder import (
+    BOARD,
+    CHECKPOINT,
+    LOG,
+    RUNS,
+    RunFolder,
+    has_checkpoint,
+    new_folder,
+)
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
 from invert import CAPTION, decode, draw_pairs, some_decoded
@@ -56,41 +65,10 @@ NEXT = """What next?
   --data DIR               trains on your own images, CIFAR-10 or ImageNet
 docs/irevnet/training.rst has more, --help all flags."""
 DIGITS = "scikit-learn's handwritten digits"
-DUE = 1  # a checkpoint is; signals have higher numbers, theirs and 1
-
-
-def fit(training: Training, folder: RunFolder, console: Terminal) -> None:
-    """Trains to the last epoch, or until it is stopped: then the state is saved."""
-    keeper = Keeper(training, folder, console)
-    with keeper.signals, keeper.progress:
-        try:
-            while training.epoch < training.epochs:
-                fit_epoch(training, keeper, console)
-        except Stopped:
-            keeper.save()
-            raise
-    keeper.draw(at_once=True)
-
-
-def fit_epoch(training: Training, keeper: "Keeper", console: Terminal) -> None:
-    """Trains for an epoch and tests, with lines in the log and a checkpoint."""
-    for _ in training.train():
-        keeper.after_step()
-    keeper.log_losses()
-    record = train_record(training)
-    tested = training.test(keeper.stop_if_asked).read(training.team)
-    if not math.isfinite(tested["loss"]):
-        raise DivergedError(f"the loss on the test images of epoch {record['epoch']} isn't finite.")
-    record |= {f"test_{name}": value for name, value in tested.items()}
-    keeper.log(record)
-    keeper.save(best=training.end_epoch(record["test_accuracy"]))
-    keeper.draw()
-    console.print(epoch_line(record, training))
-    keeper.stop_if_asked()
 
 
 class Keeper:
-    """Saves a training, now and then and when it is stopped, logs it, and shows how far it is."""
+    """Trains in a folder: with a log, and checkpoints now and then and when it is stopped."""
 
     def __init__(self, training: Training, folder: RunFolder, console: Terminal) -> None:
         self.training = training
@@ -107,41 +85,78 @@ class Keeper:
         steps = training.iterations - training.iteration
         self.task = self.progress.add_task("the first steps", total=steps)
 
+    def fit(self) -> None:
+        """Trains to the last epoch, or until it is stopped: then the state is saved."""
+        with self.signals, self.progress:
+            try:
+                while self.training.epoch < self.training.epochs:
+                    for _ in self.training.train():
+                        self.after_step()
+                    self.end_epoch()
+            except Stopped:
+                self.save()
+                raise
+
     def after_step(self) -> None:
         """Writes what is due."""
         self.progress.advance(self.task)
         if self.training.iteration % self.training.config.log_every == 0:
             self.log_losses()
+        self.stop_if_asked()
         due = time.monotonic() - self.saved >= 60 * self.training.config.save_every
-        if self.stop_if_asked(DUE if due else 0) == DUE:
+        if self.training.team.highest(int(due)):
             self.save()
 
-    def stop_if_asked(self, otherwise: int = 0) -> int:
-        """Raises :class:`Stopped` if a process has got a signal.
-
-        If none has, returns the highest of the numbers that the processes give.
-        """
-        signal = self.signals.received or self.console.closed
-        found = self.training.team.highest(DUE + signal if signal else otherwise)
-        if found > DUE:
-            raise Stopped(found - DUE)
-        return found
-
-    def draw(self, at_once: bool = False) -> None:
-        """Draws the curves, if they have not just been drawn."""
-        late = time.monotonic() - self.drawn > 10  # seconds; drawing takes a fifth of one
-        if (late or at_once) and self.training.team.leads:
+    def end_epoch(self) -> None:
+        """Tests, and writes, draws and prints what the epoch has brought."""
+        self.log_losses()
+        record = self.measure()
+        self.log(record)
+        self.save(best=self.training.end_epoch(record["test_accuracy"]))
+        # Drawing takes a fifth of a second.
+        if self.training.team.leads and time.monotonic() - self.drawn > 10:
             draw_curves([self.folder.path], self.folder.path / CURVES)
             self.drawn = time.monotonic()
+        self.console.print(
+            f"epoch {record['epoch']:>{len(str(self.training.epochs))}}/{self.training.epochs}"
+            f"  train {record['train_loss']:.3f} {record['train_accuracy']:.1%}"
+            f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}"
+            f"  {record['images_per_second']:,.0f} images/s"
+        )
+        self.stop_if_asked()
+
+    def measure(self) -> dict[str, Any]:
+        """What the log says of an epoch whose training is done: this tests the network."""
+        team, tally, epoch = self.training.team, self.training.tally, self.training.epoch + 1
+        seconds = time.perf_counter() - tally.began
+        record = {
+            "epoch": epoch,
+            **self.training.position,
+            **{f"train_{name}": value for name, value in tally.read(team).items()},
+            "images_per_second": team.ranks * tally.images / seconds,
+            "seconds": seconds,
+            "data_seconds": tally.waited,
+            "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**20,  # MiB
+        }
+        for name, value in self.training.test(self.stop_if_asked).read(team).items():
+            record[f"test_{name}"] = value
+        if not math.isfinite(record["test_loss"]):
+            raise DivergedError(f"the loss on the test images of epoch {epoch} isn't finite.")
+        return record
+
+    def stop_if_asked(self) -> None:
+        """Raises :class:`Stopped` if a process has got a signal."""
+        number = self.training.team.highest(self.signals.received or self.console.closed)
+        if number:
+            raise Stopped(number)
 
     def log_losses(self) -> None:
         """Writes the loss of each step since the last time; this waits for the device."""
         losses = self.training.read_losses()
         self.training.losses.clear()
         if losses:
-            lr = self.training.learning_rate(self.training.iteration - 1)
             shown = [float(f"{loss:.6g}") for loss in losses]
-            self.log({"iteration": self.training.iteration, "lr": lr, "losses": shown})
+            self.log({**self.training.position, "losses": shown})
             epoch = f"epoch {self.training.epoch + 1}/{self.training.epochs}"
             self.progress.update(self.task, description=f"{epoch}, loss {losses[-1]:.3f}")
 
@@ -161,32 +176,6 @@ class Keeper:
         self.saved = time.monotonic()
 
 
-def train_record(training: Training) -> dict[str, Any]:
-    """What the log says of an epoch's training."""
-    tally = training.tally
-    seconds = time.perf_counter() - tally.began
-    return {
-        "epoch": training.epoch + 1,
-        "iteration": training.iteration,
-        "lr": training.learning_rate(training.iteration - 1),
-        **{f"train_{name}": value for name, value in tally.read(training.team).items()},
-        "images_per_second": training.team.ranks * tally.images / seconds,
-        "seconds": seconds,
-        "data_seconds": tally.waited,
-        "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**20,  # MiB
-    }
-
-
-def epoch_line(record: dict[str, Any], training: Training) -> str:
-    """What the terminal says of an epoch."""
-    return (
-        f"epoch {record['epoch']:>{len(str(training.epochs))}}/{training.epochs}"
-        f"  train {record['train_loss']:.3f} {record['train_accuracy']:.1%}"
-        f"  test {record['test_loss']:.3f} {record['test_accuracy']:.1%}"
-        f"  {record['images_per_second']:,.0f} images/s"
-    )
-
-
 def run(config: Config, team: Team, console: Terminal) -> int:
     """Trains, or goes on training, and reports; returns the exit status."""
     if config.threads:
@@ -200,22 +189,18 @@ def run(config: Config, team: Team, console: Terminal) -> int:
     )
     for note in filter(None, (train.note, test.note)):
         console.print(f"Note: {note}.")
-    found = folder_to_resume(config.out, needed=config.resume == "yes")
+    path = config.out or RUNS
     # One decides for all: it may be making the folder while the others look.
-    resumes = config.resume != "no" and found is not None and team.leads
+    resumes = team.leads and config.resume != "no" and has_checkpoint(path)
     resumes = bool(team.highest(int(resumes)))
     training = Training(config, data, team, begins=not resumes)
-    if resumes:
-        folder = RunFolder(found or config.out or RUNS, writes=team.leads)
-    else:
-        folder = RunFolder.new(config.out, writes=team.leads)
-    try:
+    if team.leads and not resumes:
+        path = new_folder(config.out)
+    with closing(RunFolder(path, writes=team.leads)) as folder:
         if resumes:
             training.restore(folder.resume())
         folder.write_settings(config.as_dict())
         return carry_on(training, folder, console)
-    finally:
-        folder.close()
 
 
 def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
@@ -224,33 +209,38 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
     if training.step:
         done += f" and {training.step:,} of {training.steps:,} steps"
     console.print(f"The run's folder is {folder.path}, {done} done.")
-    again = f"go on with --resume --out {folder.path}"
+    again = f"--resume --out {folder.path}"
     checkpoint = folder.path / CHECKPOINT
     try:
-        fit(training, folder, console)
+        Keeper(training, folder, console).fit()
         if training.team.leads:
             report(training, folder, console)
     except DivergedError as error:
-        what = "Begin again with a lower --lr or --clip-norm, or another --quantum"
-        if folder.has_checkpoint:
-            what = f"G{again[1:]} --lr {training.config.lr / 10:g}"
-        raise RunError(f"{error} {what}.") from error
+        what = "Begin again with a lower --lr or --clip-norm, or another --quantum."
+        if checkpoint.is_file():
+            what = f"Go on with {again} --lr {training.config.lr / 10:g}."
+        raise RunError(f"{error} {what}") from error
     except Stopped as stopped:
         console.print(
-            f"Stopped. {checkpoint} holds the state behind step {training.iteration:,}: {again}"
+            f"Stopped. {checkpoint} holds the state behind step {training.iteration:,}: "
+            f"go on with {again}"
         )
         return stopped.status
     except KeyboardInterrupt:
-        if folder.has_checkpoint:
-            console.print(f"Stopped at once. {checkpoint} holds the state saved last: {again}")
-        if training.team.joined or not folder.has_checkpoint:
+        if not checkpoint.is_file():
+            raise
+        console.print(
+            f"Stopped at once. {checkpoint} holds the state saved last: go on with {again}"
+        )
+        if training.team.joined:
             raise  # the others may be waiting for this process
         return 130
     return 0
 
 
 def report(training: Training, folder: RunFolder, console: Terminal) -> None:
-    """Says what the network has learnt, and decodes the test images if it can."""
+    """Shows what the network has learnt, and decodes the test images if it can."""
+    draw_curves([folder.path], folder.path / CURVES)
     model = load_network(folder.path, training.device).model
     if is_invertible(model):
         test = plain(training.test_batches.images, training.config, training.device)

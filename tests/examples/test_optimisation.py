@@ -4,7 +4,7 @@ from torch import nn
 
 from errors import RunError
 from experiment.settings import Config
-from trainer.optimisation import Average, autocast, build_optimizer
+from trainer.optimisation import autocast, build_optimizer, move_average
 
 CPU = torch.device("cpu")
 
@@ -52,16 +52,13 @@ def test_norms_and_biases_decay_unless_it_is_refused(name, kind):
         assert {group["lr"] for group in groups} == {0.5}
 
 
-def test_an_average_follows_the_weights_and_stands_in_for_them():
-    model = nn.BatchNorm1d(2)
-    average = Average(model, decay=0.5)
+def test_an_average_follows_the_weights():
+    model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     expected = torch.ones(2)
     for step in range(1, 20):
         model.weight.data.fill_(step)
-        average.update(step)
+        move_average(average, model, 0.5, step)
         decay = min(0.5, step / (step + 9))
         expected = decay * expected + (1 - decay) * step
-    average.swap()
-    torch.testing.assert_close(model.weight.data, expected)
-    average.swap()
+    torch.testing.assert_close(average.weight.data, expected)
     assert model.weight.data.tolist() == [19, 19]

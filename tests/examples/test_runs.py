@@ -9,11 +9,11 @@ import torch
 from errors import RunError, try_writing, writing
 from experiment.folder import (
     RunFolder,
-    folder_to_resume,
+    latest_run,
     load_checkpoint,
+    new_folder,
     read_log,
     read_settings,
-    save_file,
 )
 
 pytestmark = pytest.mark.usefixtures("_in_a_folder_of_its_own")
@@ -31,20 +31,13 @@ def _closed():
     OPEN.clear()
 
 
-def folder(**options):
-    OPEN.append(RunFolder.new(Path("run"), **options))
+def opened(path="run", **options):
+    OPEN.append(RunFolder(Path(path), **options))
     return OPEN[-1]
 
 
-def opened():
-    OPEN.append(RunFolder(Path("run")))
-    return OPEN[-1]
-
-
-def new_folder(out):
-    """A folder that no process holds."""
-    OPEN.append(RunFolder.new(out))
-    return OPEN[-1].path
+def folder(path="run"):
+    return opened(new_folder(Path(path)))
 
 
 def names(path):
@@ -71,21 +64,21 @@ def test_the_latest_run_with_a_checkpoint_is_resumed():
     for number in ("2", "10", "11", "best"):
         Path("runs/irevnet", number).mkdir(parents=True)
     for number in ("2", "10", "best"):
-        save_file(Path("runs/irevnet", number, "checkpoint.pt"), {})
-    assert folder_to_resume(None) == Path("runs/irevnet/10")
+        Path("runs/irevnet", number, "checkpoint.pt").touch()
+    assert latest_run() == Path("runs/irevnet/10")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before():
-    path = new_folder(Path("run"))
-    save_file(path / "checkpoint.pt", {"log_lines": 0, "weights": torch.ones(3)})
+    run = folder()
+    run.save({"weights": torch.ones(3)})
     weights = torch.randn(10_000)
     with (
         pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: \[Errno 27\].*untouched"),
         files_of_4_kib(),
     ):
-        save_file(path / "checkpoint.pt", {"log_lines": 0, "weights": weights})
-    assert torch.equal(load_checkpoint(path)["weights"], torch.ones(3))
-    assert names(path) == ["checkpoint.pt"]
+        run.save({"weights": weights})
+    assert torch.equal(load_checkpoint(run.path)["weights"], torch.ones(3))
+    assert names(run.path) == ["checkpoint.pt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -97,22 +90,22 @@ def test_a_full_disk_is_named_when_the_log_is_written():
 
 
 def test_a_failed_write_leaves_the_checkpoint_before(monkeypatch):
-    path = new_folder(Path("run"))
-    save_file(path / "checkpoint.pt", {"log_lines": 0, "step": 1})
+    run = folder()
+    run.save({"step": 1})
 
     def fail(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: .*Input/output error"):
-        save_file(path / "checkpoint.pt", {"log_lines": 0, "step": 2})
-    assert load_checkpoint(path) == {"log_lines": 0, "step": 1}
+        run.save({"step": 2})
+    assert load_checkpoint(run.path) == {"log_lines": 0, "step": 1}
 
 
 def test_a_folder_that_cannot_be_written_is_named():
     Path("file").touch()
     with pytest.raises(RunError, match="cannot write file/run: "):
-        new_folder(Path("file/run"))
+        folder("file/run")
     with pytest.raises(RunError, match="cannot write here: "), writing(Path("here")):
         raise OSError
 
@@ -126,7 +119,7 @@ def test_a_damaged_checkpoint_is_refused():
 
 def test_a_checkpoint_of_something_else_is_refused():
     run = folder()
-    save_file(run.path / "checkpoint.pt", {"state_dict": {}})
+    torch.save({"state_dict": {}}, run.path / "checkpoint.pt")
     with pytest.raises(RunError, match=r"run/checkpoint.pt is not of a run of this version"):
         run.resume()
 
@@ -171,7 +164,7 @@ def test_the_best_checkpoint_stays_when_others_follow():
 
 
 def test_only_one_process_of_a_run_writes():
-    run = folder(writes=False)
+    run = opened(writes=False)
     run.write_settings({})
     run.log({})
     run.save({})
@@ -186,10 +179,10 @@ def test_the_settings_can_be_read():
 def test_two_processes_cannot_have_one_folder():
     run = folder()
     who = f"run is held by process {os.getpid()} of "
-    for enter in (lambda: new_folder(Path("run")), opened):
+    for enter in (folder, opened):
         with pytest.raises(RunError, match=who):
             enter()
-    save_file(run.path / "checkpoint.pt", {})
+    run.save({})
     with pytest.raises(RunError, match=f"{who}.*let that end first"):
         opened()
     run.close()
@@ -207,7 +200,7 @@ def test_of_two_processes_that_start_together_one_gets_the_folder():
                 while time.time() < start:
                     pass
                 try:
-                    new_folder(Path(str(number)))
+                    folder(str(number))
                 except RunError:
                     os._exit(1)
                 time.sleep(0.3)  # else the other finds it free again

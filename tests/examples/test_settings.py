@@ -127,8 +127,8 @@ def test_unknown_presets_are_refused_with_those_there_are(capsys):
 
 def test_settings_survive_json():
     config = parse(["--data", "x", "--out", "run", "--blocks", "1", "2"])
-    assert Config.from_dict(json.loads(json.dumps(config.as_dict())), "x") == config
-    assert Config.from_dict(config.as_dict(), "x").out == Path("run")
+    assert Config.from_dict(json.loads(json.dumps(config.as_dict())), Path("x")) == config
+    assert Config.from_dict(config.as_dict(), Path("x")).out == Path("run")
 
 
 def test_a_resumed_run_may_change_where_it_runs_but_not_what():

@@ -6,14 +6,15 @@ import os
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 
-from errors import RunError, first_line, writing
+from errors import RunError, first_line, meaning, writing
 
 try:
     import fcntl
@@ -35,48 +36,71 @@ UNPACK = """
     torch.save({{"state_dict": checkpoint["model"].state_dict()}}, "weights.pth.tar")"""
 
 
-def folder_to_resume(out: Path | None, *, needed: bool = True) -> Path | None:
-    """The folder ``out``, or that of the latest numbered run, if a checkpoint is in it."""
-    if out is None:
-        numbered = [path.parent for path in RUNS.glob(f"*/{CHECKPOINT}")]
-        folders = [folder for folder in numbered if folder.name.isdigit()]
-        out = max(folders, key=lambda folder: int(folder.name), default=RUNS)
-    if (out / CHECKPOINT).is_file():
+def latest_run() -> Path:
+    """The folder of the last numbered run that has a checkpoint; of all runs if there is none."""
+    folders = [path.parent for path in RUNS.glob(f"*/{CHECKPOINT}") if path.parent.name.isdigit()]
+    return max(folders, key=lambda folder: int(folder.name), default=RUNS)
+
+
+def new_folder(out: Path | None) -> Path:
+    """Makes the folder ``out``, or the next free number, for a run that begins."""
+    with writing(out or RUNS):
+        if out is None:
+            return _next_number()
+        if has_checkpoint(out):
+            raise RunError(
+                f"{out} holds a run: continue it with --resume, or choose another --out."
+            )
+        if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= BEGUN):
+            raise RunError(f"{out} exists and is no empty folder: choose another --out.")
+        out.mkdir(parents=True, exist_ok=True)
         return out
-    if needed:
-        raise RunError(f"there is no checkpoint in {out} to resume: start without --resume.")
-    return None
+
+
+def _next_number() -> Path:
+    for number in itertools.count(1):
+        with suppress(FileExistsError):  # also if another run has just made it
+            (RUNS / str(number)).mkdir(parents=True)
+            break
+    return RUNS / str(number)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something to go on from."""
+    return (folder / CHECKPOINT).is_file()
 
 
 def load_file(path: Path) -> Any:
     """Reads a file of torch; only tensors and plain values can be in it, no code is run."""
-    with path.open("rb") as file:
-        start = file.read(24)
-    if not start.startswith((b"PK", b"\x80")):  # an archive, or as torch wrote until 1.6
-        raise RunError(f"cannot read {path}: it is no file of torch, it begins with {start!r}.")
-    try:
+    with meaning(f"cannot read {path}", Exception):  # a damaged file fails in many ways
+        with path.open("rb") as file:
+            start = file.read(24)
+        if not start.startswith((b"PK", b"\x80")):  # an archive, or as torch wrote until 1.6
+            raise ValueError(f"it is no file of torch, it begins with {start!r}")
         if zipfile.is_zipfile(path):  # whose checksums torch does not look at
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"the checksum of {damaged} in it is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        if "weights_only" in str(error) and "GLOBAL" in str(error):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            if "GLOBAL" not in str(error):
+                raise
             raise RunError(
                 f"{path} holds more than tensors and plain values, and to load that can run any "
                 "code. If you trust whoever made it, make a state dict of it, where the code of "
                 f"its network can be imported:{UNPACK.format(path=str(path))}"
             ) from error
-        raise RunError(f"cannot read {path}: {first_line(error)}.") from error
 
 
-def save_file(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes beside the file, then renames: a run killed midway keeps the one before."""
-    partial = path.with_suffix(".partial")
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file beside it to write, then renames: who is killed midway keeps the one before."""
+    partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            torch.save(dict(state), file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -99,19 +123,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a run."""
-    return _read(folder / SETTINGS, json.loads)
+    with meaning(f"cannot read {folder / SETTINGS}", OSError, ValueError):
+        return json.loads((folder / SETTINGS).read_text())
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log."""
-    return _read(folder / LOG, lambda text: [json.loads(line) for line in text.splitlines()])
-
-
-def _read(path: Path, load: Callable[[str], Any]) -> Any:
-    try:
-        return load(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {error}") from error
+    with meaning(f"cannot read {folder / LOG}", OSError, ValueError):
+        return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
 
 class RunFolder:
@@ -123,32 +142,17 @@ class RunFolder:
         self.lines = 0  # of the log
         self.holder = _lock(path) if writes else None
 
-    @classmethod
-    def new(cls, out: Path | None, *, writes: bool = True) -> Self:
-        """The folder ``out``, or the next free number, for a run that begins."""
-        if not writes:
-            return cls(out or RUNS, writes=False)
-        with writing(out or RUNS):
-            folder = cls(_next_number() if out is None else _free(out))
-            (folder.path / LOG).unlink(missing_ok=True)
-        return folder
-
     def close(self) -> None:
         """Lets others have the folder; of a run that has no checkpoint, nothing is left."""
         if self.holder is None:
             return
         self.holder.close()
-        if not self.has_checkpoint:
+        if not has_checkpoint(self.path):
             for name in (LOG, SETTINGS, HOLDER):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / BOARD, ignore_errors=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
-        return (self.path / CHECKPOINT).is_file()
 
     def resume(self) -> dict[str, Any]:
         """The state of the checkpoint; of the log, the lines remain that it knows of."""
@@ -164,16 +168,17 @@ class RunFolder:
         """Writes a checkpoint; the best one stays under another name when others replace it."""
         for name in (CHECKPOINT, BEST) if best else (CHECKPOINT,):
             if self.writes:
-                save_file(self.path / name, {**state, "log_lines": self.lines})
+                with replacing(self.path / name) as file:
+                    torch.save({**state, "log_lines": self.lines}, file)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Adds a line of JSON to the log."""
-        self._write(LOG, json.dumps(dict(record)) + "\n", "a")
+    def log(self, record: dict[str, Any]) -> None:
+        """Adds a line of JSON to the log; the first one drops what a killed run has left there."""
+        self._write(LOG, json.dumps(record) + "\n", "a" if self.lines else "w")
         self.lines += 1
 
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
+    def write_settings(self, settings: dict[str, Any]) -> None:
         """Writes what ``--resume`` reads."""
-        self._write(SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
+        self._write(SETTINGS, json.dumps(settings, indent=2) + "\n")
 
     def _write(self, name: str, text: str, mode: str = "w") -> None:
         if self.writes:
@@ -195,20 +200,3 @@ def _lock(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} of {socket.gethostname()}")
     file.flush()
     return file
-
-
-def _next_number() -> Path:
-    for number in itertools.count(1):
-        with suppress(FileExistsError):  # also if another run has just made it
-            (RUNS / str(number)).mkdir(parents=True)
-            break
-    return RUNS / str(number)
-
-
-def _free(out: Path) -> Path:
-    if (out / CHECKPOINT).exists():
-        raise RunError(f"{out} holds a run: continue it with --resume, or choose another --out.")
-    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= BEGUN):
-        raise RunError(f"{out} exists and is no empty folder: choose another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    return out

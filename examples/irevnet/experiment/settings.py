@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from errors import RunError
-from experiment.folder import folder_to_resume, read_settings
+from errors import RunError, at_least, flag, meaning
+from experiment.folder import has_checkpoint, latest_run, read_settings
 from presets import IMAGENET, PAPER, PRESETS
 
 
@@ -137,22 +137,14 @@ class Config:
 
     def __post_init__(self) -> None:
         for names, (least, most) in RANGES.items():
-            for name in names.split():
-                self._check(name, least, most)
-        self._check("warmup", 0, self.end - 1)
+            at_least(least, most=most, **{name: getattr(self, name) for name in names.split()})
+        at_least(0, most=self.end - 1, warmup=self.warmup)
         if self.jitter[3] > 0.5:
             raise RunError(f"--jitter takes a hue of at most 0.5, got {self.jitter[3]}.")
         if not (len(self.mean) == len(self.std) in (1, 3) and min(self.std) > 0):
             raise RunError(
                 "--mean and --std take one number a channel, 1 or 3, deviations above 0."
             )
-
-    def _check(self, name: str, least: float, most: float) -> None:
-        value = getattr(self, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not least <= number <= most:
-                bounds = f"at least {least:g}" if number < least else f"at most {most:g}"
-                raise RunError(f"{_flag(name)} must be {bounds}, got {number}.")
 
     @property
     def end(self) -> int:
@@ -177,7 +169,7 @@ class Config:
         # With the other schedules the length changes the learning rate of every step.
         free = FREE | {"epochs"} if self.schedule == "steps" else FREE
         return [
-            f"{_flag(name)} was {saved[name]}, is {value}"
+            f"{flag(name)} was {saved[name]}, is {value}"
             for name, value in self.as_dict().items()
             if name not in free and saved[name] != value
         ]
@@ -187,14 +179,12 @@ class Config:
         return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], origin: str) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], origin: Path) -> Self:
         """The settings that :meth:`as_dict` gave, also if they went through JSON."""
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         paths = {k: v and Path(v) for k, v in values.items() if k in ("out", "weights")}
-        try:
+        with meaning(f"{origin} has settings of another version", TypeError):
             return cls(**values | paths | {"resume": "no"})
-        except TypeError as error:
-            raise RunError(f"{origin} has settings of another version: {error}.") from error
 
 
 # The least and the highest value of each number; nothing is infinite.
@@ -213,10 +203,6 @@ FREE = {"data", "workers", "device", "threads", "compile", "parallel", "out", "r
 FREE |= {"log_every", "save_every", "lr", "clip_norm"}
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def recipe(preset: str, name: str = "code") -> Config:
     """The settings with which a preset is trained."""
     found = PRESETS[preset].recipe
@@ -229,21 +215,26 @@ def recipe(preset: str, name: str = "code") -> Config:
 
 def parse(arguments: Sequence[str], *, prints: bool = True) -> Config:
     """Reads the flags; what they leave open has the run that is resumed, or else the recipe."""
-    words = list(arguments)
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun
-    if "--resume" in words:
-        behind = words.index("--resume") + 1
-        if words[behind : behind + 1] not in (["no"], ["yes"], ["auto"]):
-            words.insert(behind, "yes")
-    elif restarted:
-        words += ["--resume", "auto"]
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--data", "--preset", "--recipe", "--epochs", "--out", "--resume"):
-        first_look.add_argument(flag, nargs="?")
-    seen, _ = first_look.parse_known_args(words)
+    first_look.add_argument(
+        "--resume", nargs="?", const="yes", default="auto" if restarted else "no"
+    )
+    seen, words = first_look.parse_known_args(arguments)
+    for name in ("--data", "--preset", "--recipe", "--epochs", "--out"):
+        first_look.add_argument(name, nargs="?")
+    first_look.parse_known_args(words, seen)
     if seen.resume == "auto" and seen.out is None and not restarted:
         raise RunError("--resume auto needs --out, to find the run again.")
-    default = _of_the_run(seen) or _of_the_recipe(seen)
+    folder = Path(seen.out) if seen.out else latest_run()
+    preset = seen.preset or ("b" if seen.data else "digits")
+    if seen.resume in ("yes", "auto") and has_checkpoint(folder):
+        default = replace(Config.from_dict(read_settings(folder), folder), out=folder)
+    elif seen.resume == "yes":
+        raise RunError(f"there is no checkpoint in {folder} to resume: start without --resume.")
+    else:  # An unknown name is left to tyro, which lists those that there are.
+        default = recipe(preset, seen.recipe or "code") if preset in PRESETS else Config()
+    words += ["--resume", seen.resume]
     config = tyro.cli(Config, default=default, args=words, console_outputs=prints)
     if seen.epochs and config.iterations:
         raise RunError(
@@ -252,19 +243,3 @@ def parse(arguments: Sequence[str], *, prints: bool = True) -> Config:
     if config.data is None or not Path(config.data).exists():
         return config
     return replace(config, data=str(Path(config.data).absolute()))  # found from other folders, too
-
-
-def _of_the_run(seen: argparse.Namespace) -> Config | None:
-    """The settings of the run that is resumed, if one is."""
-    if seen.resume not in ("yes", "auto"):
-        return None
-    folder = folder_to_resume(seen.out and Path(seen.out), needed=seen.resume == "yes")
-    if folder is None:
-        return None
-    return replace(Config.from_dict(read_settings(folder), str(folder)), out=folder)
-
-
-def _of_the_recipe(seen: argparse.Namespace) -> Config:
-    preset = seen.preset or ("b" if seen.data else "digits")
-    # An unknown name is left to tyro, which lists those that there are.
-    return recipe(preset, seen.recipe or "code") if preset in PRESETS else Config()

@@ -60,13 +60,8 @@ class Team:
         if self.joined:
             distributed.broadcast(x, 0)
 
-    def spread(self, model: nn.Module, parallel: str) -> nn.Module:
-        """What stands for the model in training."""
-        if not self.joined:
-            return model
-        if parallel == "ddp":
-            index = [self.device] if self.device.type == "cuda" else None
-            return DistributedDataParallel(model, device_ids=index)
+    def shard(self, model: nn.Module) -> None:
+        """Leaves each process a share of the model's weights."""
         try:
             from torch.distributed.fsdp import fully_shard
         except ImportError as error:
@@ -76,7 +71,6 @@ class Team:
             if isinstance(part, irevnet.Bottleneck | resnet.Bottleneck):
                 fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        return model
 
 
 def sharing_gradients(net: Any, wanted: bool) -> AbstractContextManager[None]:

@@ -14,8 +14,6 @@ from networks.revnet import StoredUnit
 if TYPE_CHECKING:  # so that benchmarks can compile blocks without tyro
     from experiment.settings import Config
 
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def build_optimizer(model: nn.Module, config: "Config", *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of all weights, norms and biases apart where they do not decay."""
@@ -38,34 +36,18 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
             "--precision float16 is for GPUs, a hundred times slower than float32 on a CPU: "
             "take float32."
         )
-    return torch.autocast(device.type, TYPES[precision], enabled=precision != "float32")
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
-class Average:
-    """A moving average of a model's weights and buffers."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
-        self.decay = decay
-        self.state = {name: value.clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes a step's weights in, the steps being counted from 1."""
-        share = 1 - min(self.decay, step / (step + 9))
-        new = self.model.state_dict()
-        names = [name for name, value in new.items() if value.is_floating_point()]
+@torch.no_grad()
+def move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Takes a step's weights and buffers into their average, the steps being counted from 1."""
+    old, new = (
         # Of sharded weights and whole buffers alike, each process moves what it has.
-        old, now = ([_local(each[name]) for name in names] for each in (self.state, new))
-        torch._foreach_lerp_(old, now, share)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Puts the average in the model's place and the model's weights in its own, or back."""
-        for name, value in self.model.state_dict().items():
-            held = value.clone()
-            value.copy_(self.state[name])
-            self.state[name] = held
+        [_local(value) for value in each.state_dict().values() if value.is_floating_point()]
+        for each in (average, model)
+    )
+    torch._foreach_lerp_(old, new, 1 - min(decay, step / (step + 9)))
 
 
 def _local(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """A network in training: what moves, and what a step does to it."""
 
+import copy
 import math
 import random
 import time
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from errors import RunError, first_line
 from experiment.settings import Config
@@ -25,9 +27,9 @@ from images.batches import Batches
 from images.dataset import difference
 from invertible import RebuildError
 from trainer.distributed import Team, sharing_gradients
-from trainer.optimisation import Average, autocast, build_optimizer, compile_blocks
+from trainer.optimisation import autocast, build_optimizer, compile_blocks, move_average
 from trainer.tally import Tally
-from trainer.weights import begin_with, build_model
+from trainer.weights import build_model, fill, read_weights
 
 # States as they are on one process; all processes must call for them, and the leading one saves.
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -68,18 +70,25 @@ class Training:
             raise RunError("--sync-batch-norm is for NVIDIA GPUs only.")
         self.model: nn.Module = build_model(config, len(self.classes))
         if begins and config.weights is not None:
-            begin_with(config.weights, self.model, config, self.classes)
+            fill(self.model, read_weights(config.weights), config.preset, self.classes)
         if config.sync_batch_norm:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         # 15 to 30 % less time on a CPU. fully_shard refuses weights in this layout.
         layout = torch.contiguous_format if sharded else torch.channels_last
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        if config.compile:
-            compile_blocks(self.model)
-        self.net = team.spread(self.model, config.parallel)
+        # What is tested: the average of the weights if there is one.
+        self.tested = copy.deepcopy(self.model) if config.ema else self.model
+        for model in dict.fromkeys((self.model, self.tested)):
+            if config.compile:
+                compile_blocks(model)
+            if sharded:
+                team.shard(model)
+        self.net = self.model  # what stands for it in training
+        if team.joined and not sharded:
+            index = [self.device] if self.device.type == "cuda" else None
+            self.net = DistributedDataParallel(self.model, device_ids=index)
         fused = self.device.type in ("cpu", "cuda") and not sharded
         self.optimizer = build_optimizer(self.model, config, fused=fused)
-        self.average = Average(self.model, config.ema) if config.ema else None
         torch.manual_seed(config.seed + team.rank)  # dropout differs from process to process
         self.epoch = 0  # how many are done
         self.step = 0  # how many are done of the next epoch
@@ -92,12 +101,14 @@ class Training:
         """How many steps are done in the whole run."""
         return self.epoch * self.steps + self.step
 
-    def learning_rate(self, iteration: int) -> float:
-        """The learning rate of a step of the run, counted from 0."""
-        return self.config.learning_rate(iteration, self.steps)
+    @property
+    def position(self) -> dict[str, Any]:
+        """How far it is, with the learning rate of the last step, for the log."""
+        lr = self.config.learning_rate(self.iteration - 1, self.steps)
+        return {"iteration": self.iteration, "lr": lr}
 
-    def train(self) -> Iterator[Tally]:
-        """Trains to the end of the epoch, giving the tally of it after each step."""
+    def train(self) -> Iterator[None]:
+        """Trains to the end of the epoch, and halts after each step."""
         self.net.train()
         if self.step == 0:
             self.tally = Tally(self.device, len(self.classes))
@@ -109,12 +120,12 @@ class Training:
             with self._explaining():
                 self._train_on(x, labels)
             self.step += 1
-            yield self.tally
+            yield
 
     def _train_on(self, x: Tensor, labels: Tensor) -> None:
         """A step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.iteration)
+            group["lr"] = self.config.learning_rate(self.iteration, self.steps)
         self.optimizer.zero_grad()
         parts, share = self.config.accumulate, self._share()
         total = torch.zeros((), device=self.device)
@@ -129,8 +140,8 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)  # not if scaled gradients have left float16's range
         self.scaler.update()
-        if self.average is not None:
-            self.average.update(self.iteration + 1)
+        if self.config.ema:
+            move_average(self.tested, self.model, self.config.ema, self.iteration + 1)
         self.losses.append(total)
 
     def _share(self) -> float:
@@ -158,28 +169,19 @@ class Training:
     @torch.no_grad()
     def test(self, after_batch: Callable[[], object]) -> Tally:
         """Goes through the test images; what a call after each batch raises ends it."""
-        self.net.eval()
+        self.tested.eval()
         tally = Tally(self.device, len(self.classes))
-        with self._averaged(), self._explaining():
-            for buffer in self.model.buffers():
+        with self._explaining():
+            for buffer in self.tested.buffers():
                 self.team.follow(buffer)
             for x, labels in self.test_batches.epoch():
                 if len(labels):
                     with self.autocast:
-                        logits = self.model(x.contiguous(memory_format=torch.channels_last)).float()
+                        x = x.contiguous(memory_format=torch.channels_last)
+                        logits = self.tested(x).float()
                         tally.add(F.cross_entropy(logits, labels), logits, labels)
                 after_batch()
         return tally
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The average of the weights in their place, if there is one."""
-        swap = self.average.swap if self.average else lambda: None
-        swap()
-        try:
-            yield
-        finally:
-            swap()
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -223,11 +225,7 @@ class Training:
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs to go on as if never stopped; all processes must call it."""
         on_gpu = self.device.type == "cuda"
-        average = None
-        if self.average is not None:
-            with self._averaged():
-                whole: dict[str, Any] = get_model_state_dict(self.model, options=SAVED)
-                average = {name: value.clone() for name, value in whole.items()}
+        average = get_model_state_dict(self.tested, options=SAVED) if self.config.ema else None
         model, optimizer = get_state_dict(self.model, self.optimizer, options=SAVED)
         rng = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
         return {
@@ -252,9 +250,8 @@ class Training:
         try:
             self._check(state)
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
-            if self.average is not None:
-                set_model_state_dict(self.model, state["average"], options=WHOLE)
-                self.average = Average(self.model, self.config.ema)
+            if self.config.ema:
+                set_model_state_dict(self.tested, state["average"], options=WHOLE)
             if any(state["optimizer"].values()):  # as SGD without momentum has none
                 moves = get_optimizer_state_dict(self.model, self.optimizer)
                 moves["state"] = state["optimizer"]
@@ -265,7 +262,7 @@ class Training:
             if self.team.leads:  # the sums are those of all processes
                 self.tally.sums.copy_(state["tally"])
             self.losses = list(torch.tensor(state["losses"], device=self.device))
-            if self.team.rank < max(1, len(state["rng"])):
+            if self.team.rank < len(state["rng"]):
                 cpu, cuda = state["rng"][self.team.rank]
                 torch.set_rng_state(cpu)
                 if self.device.type == "cuda" and cuda is not None:

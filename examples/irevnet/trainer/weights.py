@@ -13,14 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from errors import RunError, writing
-from experiment.folder import BEST, CHECKPOINT, RUNS, folder_to_resume, load_file
+from errors import RunError, meaning
+from experiment.folder import (
+    BEST,
+    CHECKPOINT,
+    RUNS,
+    has_checkpoint,
+    latest_run,
+    load_file,
+    replacing,
+)
 from experiment.settings import Config, recipe
 from images.dataset import difference, numbered
 from networks.irevnet import IRevNet
 from networks.released import faults, released_names
 from presets import PRESETS, Classifier
 
+Said = tuple[dict[str, Any], list[str], str]  # settings, classes and what else a file says
 PUBLISHED = "b-released"  # the network of weights that do not say which they are of
 ACCEPTED = (
     f"weights are in a run's folder, its {CHECKPOINT}, a .safetensors file of convert.py, a "
@@ -41,13 +50,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds: settings and classes only if it says so."""
+    """What a file holds."""
 
     path: Path
     state: dict[str, Tensor]
-    config: Config | None = None
-    classes: tuple[str, ...] | None = None
-    about: str = ""
+    config: Config
+    classes: tuple[str, ...]
+    about: str  # what else it says
+    named: bool  # whether it says itself what its settings and classes are
 
 
 def build_model(config: Config, classes: int) -> Classifier:
@@ -71,49 +81,57 @@ def build_model(config: Config, classes: int) -> Classifier:
 
 
 def load_network(path: Path | None, device: torch.device, preset: str | None = None) -> Network:
-    """Reads a trained network, by default that of the latest run.
+    """Reads a trained network, by default that of the latest run; the preset as for a file."""
+    found = read_weights(path, preset)
+    model = build_model(found.config, len(found.classes))
+    fill(model, found, found.config.preset, found.classes)
+    model.to(device).eval()
+    origin = f"{found.path}: {found.config.preset}{found.about}"
+    return Network(model, found.config, found.classes, origin, found.path)
+
+
+def fill(model: nn.Module, found: Weights, preset: str, classes: tuple[str, ...]) -> None:
+    """Gives a network trained weights; its classifier stays new if its classes are others."""
+    own = model.state_dict()
+    ours = released_names(model) if isinstance(model, IRevNet) else {}
+    state = {ours.get(name, name): value for name, value in found.state.items()}
+    if difference(found.classes, classes):
+        state |= {name: own[name] for name in own if name.startswith(("classifier.", "fc."))}
+    wrong = faults(own, state)
+    if wrong:
+        hint = "" if found.named else " Say with --preset which network they are of."
+        raise RunError(f"{found.path} does not fit --preset {preset}: {wrong}.{hint}")
+    model.load_state_dict(own | state)
+
+
+def read_weights(path: Path | None, preset: str | None = None) -> Weights:
+    """Reads a file, whichever of those it is, by default that of the latest run.
 
     The preset is that of weights which do not say what network they are of; by default they are
     taken for the published ones.
     """
-    found = read_weights(path)
-    # In floating point, as it was trained: nothing kept its states in the range of exact sums.
-    config = found.config or replace(recipe(preset or PUBLISHED), quantum=None)
-    classes = found.classes or numbered(_count_classes(found))
-    model = build_model(config, len(classes))
-    _fill(model, found, config, _in_our_names(model, found.state))
-    model.to(device).eval()
-    origin = f"{found.path}: {config.preset}{found.about}"
-    return Network(model, config, classes, origin, found.path)
-
-
-def begin_with(path: Path, model: nn.Module, config: Config, classes: tuple[str, ...]) -> None:
-    """Fills a network with trained weights; its classifier stays new if its classes are others."""
-    found = read_weights(path)
-    state, own = _in_our_names(model, found.state), model.state_dict()
-    others = found.classes is not None and difference(found.classes, classes)
-    for name in state.keys() & own.keys():
-        is_classifier = name.startswith(("classifier.", "fc."))
-        if is_classifier and (others or state[name].shape != own[name].shape):
-            state[name] = own[name]
-    _fill(model, found, config, state)
-
-
-def read_weights(path: Path | None) -> Weights:
-    """Reads a file, whichever of those it is."""
     if path is None:
-        path = folder_to_resume(None, needed=False)
-        if path is None:
+        path = latest_run()
+        if not has_checkpoint(path):
             raise RunError(f"there is no run under {RUNS}: train one, or give --weights.")
     if path.is_dir():
         path /= CHECKPOINT
     if not path.is_file():
         raise RunError(f"there is no {path}: {ACCEPTED}.")
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-    for name, value in found.state.items():
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_checkpoint
+    state, said = read(path)
+    for name, value in state.items():
         if not value.isfinite().all():
             raise RunError(f"{path} has weights that are not finite: {name}.")
-    return found
+    if said is not None:
+        settings, classes, about = said
+        return Weights(path, state, Config.from_dict(settings, path), tuple(classes), about, True)
+    # In floating point, as it was trained: nothing kept its states in the range of exact sums.
+    config = replace(recipe(preset or PUBLISHED), quantum=None)
+    for name in ("linear.bias", "classifier.bias", "fc.bias"):
+        if name in state:
+            return Weights(path, state, config, numbered(len(state[name])), "", False)
+    raise RunError(f"{path} has no classifier: it holds {', '.join([*state][:6])}.")
 
 
 def save_weights(path: Path, network: Network) -> None:
@@ -129,16 +147,8 @@ def save_weights(path: Path, network: Network) -> None:
         "settings": json.dumps(network.config.as_dict()),
         "crc32": _checksum(state),
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.torch.save_file(state, partial, metadata)
-            partial.replace(path)
-    except safetensors.SafetensorError as error:  # for instance a full disk
-        raise RunError(f"cannot write {path}: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(safetensors.torch.save(state, metadata))
 
 
 def _import_safetensors(path: Path) -> Any:
@@ -156,63 +166,35 @@ def _checksum(state: Mapping[str, Tensor]) -> str:
     return str(found)
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Said | None]:
     safetensors = _import_safetensors(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise RunError(f"cannot read {path}: {error}.") from error
+    damaged = meaning(f"cannot read {path}", safetensors.SafetensorError, OSError)
+    with damaged, safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if "settings" not in metadata:
-        return Weights(path, state)
+        return state, None
     if metadata["crc32"] != _checksum(state):
         raise RunError(f"cannot read {path}: its checksum is wrong.")
-    config = Config.from_dict(json.loads(metadata["settings"]), str(path))
-    classes = tuple(json.loads(metadata["classes"]))
-    return Weights(path, state, config, classes, f", made of {metadata['origin']}")
+    settings, classes = (json.loads(metadata[name]) for name in ("settings", "classes"))
+    return state, (settings, classes, f", made of {metadata['origin']}")
 
 
-def _read_checkpoint(path: Path) -> Weights:
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], Said | None]:
     """A checkpoint of ours or of the released code, or a bare state dict."""
     found = load_file(path)
     content: dict[str, Any] = found if isinstance(found, dict) else {}
     if content.keys() >= {"config", "classes", "model", "epoch"}:
-        config = Config.from_dict(content["config"], str(path))
         about, best = f", epochs trained: {content['epoch']}", content.get("best_epoch")
         if best not in (None, content["epoch"]) and (path.parent / BEST).is_file():
             about += f"; {BEST} beside it, of epoch {best}, was better in the test"
         state = content.get("average") or content["model"]
-        return Weights(path, state, config, tuple(content["classes"]), about)
+        return state, (content["config"], content["classes"], about)
     state = content.get("state_dict", content)
     items = state.items() if isinstance(state, dict) else ()
     if items and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in items):
-        return Weights(path, {key.removeprefix("module."): value for key, value in items})
+        return {key.removeprefix("module."): value for key, value in items}, None
     held = [f"{key} ({type(value).__name__})" for key, value in content.items()]
     raise RunError(
         f"{path} holds {', '.join(held[:6]) or f'a {type(found).__name__}'}; {ACCEPTED}."
     )
-
-
-def _count_classes(found: Weights) -> int:
-    for name in ("linear.bias", "classifier.bias", "fc.bias"):
-        if name in found.state:
-            return len(found.state[name])
-    raise RunError(f"{found.path} has no classifier: it holds {', '.join([*found.state][:6])}.")
-
-
-def _fill(model: nn.Module, found: Weights, config: Config, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    wrong = faults(own, state)
-    if wrong:
-        hint = "" if found.config else " Say with --preset which network they are of."
-        raise RunError(f"{found.path} does not fit --preset {config.preset}: {wrong}.{hint}")
-    model.load_state_dict(own | dict(state))
-
-
-def _in_our_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by our names, where they have the released code's."""
-    if not (isinstance(model, IRevNet) and any(name.startswith("stack.") for name in state)):
-        return dict(state)
-    ours = released_names(model)
-    return {ours.get(name, name): value for name, value in state.items()}
