@@ -1,18 +1,17 @@
 """What the analyses share: their flags, the network, the images, and where results go."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich import get_console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from errors import RunError, at_least, try_writing, writing
@@ -26,6 +25,8 @@ from trainer.distributed import find_device
 from trainer.weights import Network, build_model, load_network
 
 T = TypeVar("T")
+# How to compute; exact is float32 on the grid that the network was trained on, else 2**-16
+Mode = Literal["float32", "float64", "exact"]
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,20 @@ class Settings(NetworkSettings):
     out: Path = Path("figures")  # Folder of the figure (PNG and PDF) and the numbers (JSON)
     seed: int = 0  # Seed of whatever is drawn at random
 
-    def begin(self, console: Console, weights: Path | None = None) -> Network:
+    def begin(self, weights: Path | None = None) -> Network:
         """Tells what is wrong before the work, not behind it; else as :meth:`load`."""
         at_least(0, seed=self.seed)
         if self.seed >= 2**32:
             raise RunError(f"--seed takes 32 bits, got {self.seed}.")
         try_writing(self.out, folder=True)
         network = self.load(weights)
-        console.print(f"Analysing {network.origin}.")
+        print(f"Analysing {network.origin}.")
         return network
 
 
-def device_of(network: Network) -> torch.device:
-    """Where its weights are."""
-    return next(network.model.parameters()).device
-
-
-def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None) -> IRevNet:
-    """A copy of an i-RevNet in this dtype and on this grid, or in floating point."""
+def in_mode(network: Network, mode: Mode) -> IRevNet:
+    """A copy of an i-RevNet that computes in this way."""
+    quantum = (network.config.quantum or 2**-16) if mode == "exact" else None
     config = replace(network.config, quantum=quantum, checkpoint=False)
     copy = build_model(config, len(network.classes))
     if not is_invertible(copy):
@@ -85,23 +82,26 @@ def in_arithmetic(network: Network, *, dtype: torch.dtype, quantum: float | None
     # By position: the grid is an entrance to the first layer, behind which all are renumbered.
     weights = zip(copy.state_dict(), network.model.state_dict().values(), strict=True)
     copy.load_state_dict(dict(weights))
+    dtype = torch.float64 if mode == "float64" else torch.float32
     return copy.to(device_of(network), dtype).eval()
 
 
-def images(
-    network: Network, part: Part, limit: int | None = None, *, classified: bool = False
-) -> Batches:
-    """Images as the network was trained on them, in order: all, or so many, evenly spread.
+def device_of(network: Network) -> torch.device:
+    """Where its weights are."""
+    return next(network.model.parameters()).device
+
+
+def images(network: Network, part: Part, *, classified: bool = False) -> Batches:
+    """Images as the network was trained on them, in order.
 
     If they are to be ``classified``, they must be of the network's classes.
     """
-    at_least(1, limit=limit)
     found = open_images(network.config, part)
     others = difference(network.classes, found.classes)
     if classified and others:
         data = network.config.data or "digits"
         raise RunError(f"{data} has other classes than the network: {others}.")
-    return plain(found, network.config, device_of(network)).at_most(limit)
+    return plain(found, network.config, device_of(network))
 
 
 def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
@@ -116,20 +116,15 @@ def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:
     return [f"{n} #{i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
 
 
-def progress(
-    items: Iterable[T], description: str, console: Console, total: int | None = None
-) -> Iterator[T]:
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Goes through the items with a progress bar, if there is a terminal to draw it on."""
-    yield from track(
-        items, description, total=total, console=console, disable=not console.is_terminal
-    )
+    return track(items, description, total, disable=not get_console().is_terminal)
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """Values below their names: of arrays the least and the largest, of shares the accuracy."""
-    found = Table(title=title)
-    for name in rows[0]:
-        found.add_column(name.replace("_", " "), justify="right")
+    columns = (Column(name.replace("_", " "), justify="right") for name in rows[0])
+    found = Table(*columns, title=title)
     for row in rows:
         found.add_row(*map(_shown, row.values()))
     return found
@@ -155,32 +150,24 @@ def provenance(settings: NetworkSettings, network: Network) -> dict[str, Any]:
     }
 
 
-def save(
-    out: Path, name: str, figure: Figure, numbers: Mapping[str, Any], console: Console
-) -> None:
+def save(out: Path, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
     """Writes ``name.png``, ``name.pdf`` and ``name.json`` into the folder ``out``."""
     paths = [out / f"{name}.{ending}" for ending in ("png", "pdf")]
     for path in paths:
         with writing(path):
             figure.savefig(path, dpi=150)
     write_json(out / f"{name}.json", numbers)
-    console.print(f"Written: {', '.join(map(str, paths))}, {out / name}.json")
+    print(f"Written: {', '.join(map(str, paths))}, {out / name}.json")
 
 
 def write_json(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Writes numbers into a file."""
+    """Writes numbers into a file, those that are not finite as null."""
+    text = json.dumps(numbers, default=_plain)
+    finite = json.loads(text, parse_constant=lambda _: None)
     with writing(path):
-        path.write_text(json.dumps(_plain(numbers), indent=2, allow_nan=False) + "\n")
+        path.write_text(json.dumps(finite, indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # tensors and arrays
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
+    """A path, a tensor, an array or a number of NumPy's in JSON's types."""
+    return str(value) if isinstance(value, Path) else value.tolist()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import tyro
-from rich.console import Console
 
 from errors import RunError, try_writing
 from experiment.settings import PresetName
@@ -32,7 +31,7 @@ class Settings:
     overwrite: bool = False  # Replace the target if it is there
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Reads the source and writes the target."""
     target = settings.target
     if target.suffix != ".safetensors":
@@ -43,8 +42,8 @@ def run(settings: Settings, console: Console) -> None:
     network = load_network(settings.source, torch.device("cpu"), settings.preset)
     save_weights(target, network)
     weights = sum(parameter.numel() for parameter in network.model.parameters())
-    console.print(network.origin)
-    console.print(f"{weights:,} parameters, {len(network.classes):,} classes: {target}")
+    print(network.origin)
+    print(f"{weights:,} parameters, {len(network.classes):,} classes: {target}")
 
 
 if __name__ == "__main__":

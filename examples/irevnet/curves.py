@@ -13,7 +13,6 @@ from typing import Annotated
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from analysis import short_names
 from errors import RunError, try_writing, writing
@@ -68,12 +67,12 @@ def smoothed(losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.convolve(losses, np.full(window, 1 / window), "valid") if losses else steps
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Draws what is asked for."""
     if not settings.folders:
         raise RunError("give the folders of runs, as runs/irevnet/1.")
     draw_curves(settings.folders, settings.out)
-    console.print(f"Drawn: {settings.out}")
+    print(f"Drawn: {settings.out}")
 
 
 if __name__ == "__main__":

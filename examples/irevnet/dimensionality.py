@@ -8,11 +8,10 @@ the first principal components of the last features, which are those of the trai
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from sklearn.decomposition import PCA
 
 from scripts import run_script
-from separation import Features, Point, ProbeSettings, run_probes, standardised
+from separation import Blocks, Point, ProbeSettings, run_probes, standardised
 
 
 def dimensions(count: int) -> list[int]:
@@ -21,23 +20,22 @@ def dimensions(count: int) -> list[int]:
     return [*(step for step in steps if step < count), count]
 
 
-def points(train: Features, test: Features) -> Iterator[Point]:
+def points(train: Blocks, test: Blocks) -> Iterator[Point]:
     """The first principal components of the last features."""
-    (last,) = train.blocks
-    (x, labels), (test_x, test_labels) = standardised(train, test, last)
+    x, test_x = standardised(*train.values(), *test.values())
     pca = PCA().fit(x)
     x, test_x = pca.transform(x), pca.transform(test_x)
     variance = pca.explained_variance_ratio_.cumsum().tolist()
     for first in dimensions(pca.n_components_):
         facts = {"components": first, "of the variance": variance[first - 1]}
-        yield facts, (x[:, :first], labels), (test_x[:, :first], test_labels)
+        yield facts, x[:, :first], test_x[:, :first]
 
 
-def run(settings: ProbeSettings, console: Console) -> None:
+def run(settings: ProbeSettings) -> None:
     """Probes each network, and writes the results."""
     title = "Classes read from the first principal components of the last features"
     axis = {"title": title, "x": "components", "scale": "log"}
-    run_probes(settings, console, "dimensionality", 1, points, **axis)
+    run_probes(settings, "dimensionality", 1, points, **axis)
 
 
 if __name__ == "__main__":

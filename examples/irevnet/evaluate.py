@@ -14,11 +14,10 @@ import csv
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
-from rich.console import Console
-from torch import Tensor
 from torch.nn import functional as F
 
 import analysis
@@ -45,61 +44,54 @@ class Settings(analysis.NetworkSettings):
 
 @torch.no_grad()
 def evaluate(
-    network: Network, batches: Batches, precision: str, console: Console
-) -> tuple[dict[str, float], Tensor]:
-    """Mean loss and accuracy; and of each image its label, the class found and its probability."""
-    device = analysis.device_of(network)
-    tally = Tally(device, len(network.classes))
-    context = autocast(precision, device)
-    lines = []
-    for x, labels in analysis.progress(batches.epoch(), "", console, len(batches)):
+    network: Network, batches: Batches, precision: str
+) -> tuple[dict[str, float], np.ndarray, list[float]]:
+    """Mean loss and accuracy; and of each image the class found, and its probability."""
+    tally = Tally(batches.device, len(network.classes))
+    context = autocast(precision, batches.device)
+    found, probabilities = [], []
+    for x, labels in analysis.progress(batches.epoch(), "test images", len(batches)):
         with context:
             logits = network.model(x).float()
         tally.add(F.cross_entropy(logits, labels), logits, labels)
-        probability, found = logits.softmax(1).max(1)
-        lines.append(torch.stack([labels, found, probability], 1).cpu())
-    return tally.read(), torch.cat(lines)
+        highest = logits.softmax(1).max(1)
+        found += highest.indices.tolist()
+        probabilities += highest.values.tolist()
+    return tally.read(), np.array(found), probabilities
 
 
-def write_predictions(path: Path, lines: Tensor, batches: Batches, names: tuple[str, ...]) -> None:
-    """Writes a line for each image."""
-    files = batches.images.files
-    with writing(path), path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "class", "found", "probability"))
-        for index, (label, found, probability) in enumerate(lines.tolist()):
-            image = index if files is None else os.fsdecode(files[index])
-            writer.writerow((image, names[int(label)], names[int(found)], f"{probability:.6f}"))
-
-
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Evaluates, prints and writes."""
     at_least(1, batch_size=settings.batch_size)
-    at_least(0, workers=settings.workers)
     for path in filter(None, (settings.json, settings.predictions)):
         try_writing(path)
     network = settings.load()
-    console.print(f"{network.origin}.")
+    print(f"{network.origin}.")
     batch_size = settings.batch_size or network.config.batch_size
     config = replace(network.config, batch_size=batch_size, workers=settings.workers)
     network = replace(network, config=config)
     batches = analysis.images(network, "test", classified=True)
-    means, lines = evaluate(network, batches, settings.precision, console)
-    found = {"images": len(lines), **means}
-    for name, value in found.items():
-        console.print(f"{name}: {round(value, 4)}")
+    means, found, probabilities = evaluate(network, batches, settings.precision)
+    numbers = {"images": len(found), **means}
+    for name, value in numbers.items():
+        print(f"{name}: {round(value, 4)}")
+    labels, files = batches.images.labels, batches.images.files
     if settings.predictions:
-        write_predictions(settings.predictions, lines, batches, network.classes)
+        names = np.array(network.classes)
+        images = range(len(found)) if files is None else map(os.fsdecode, files)
+        shown = map("{:.6f}".format, probabilities)
+        lines = zip(images, names[labels], names[found], shown, strict=True)
+        with writing(settings.predictions), settings.predictions.open("w", newline="") as file:
+            csv.writer(file).writerows([("image", "class", "found", "probability"), *lines])
     if settings.json:
-        labels, guesses, _ = lines.unbind(1)
-        right = (labels == guesses).double()
-        names = {network.classes[int(label)]: label for label in labels.unique()}
-        about: dict[str, Any] = analysis.provenance(settings, network) | {
+        classes = {name: labels == number for number, name in enumerate(network.classes)}
+        right = found == labels
+        about = analysis.provenance(settings, network) | {
             "precision": settings.precision,
-            "device": str(analysis.device_of(network)),
-            "accuracy_by_class": {n: right[labels == i].mean().item() for n, i in names.items()},
+            "device": str(batches.device),
+            "accuracy_by_class": {n: right[c].mean() for n, c in classes.items() if c.any()},
         }
-        analysis.write_json(settings.json, about | found)
+        analysis.write_json(settings.json, about | numbers)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import rich
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -89,12 +89,12 @@ def distances(images: Tensor) -> Tensor:
     return images.diff(dim=0).flatten(1).norm(dim=1)
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Decodes, and writes the results."""
     at_least(1, pairs=settings.pairs)
     at_least(2, steps=settings.steps, dense=settings.dense)
-    network = settings.begin(console)
-    model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
+    network = settings.begin()
+    model = analysis.in_mode(network, "float64")
     test = analysis.images(network, "test")
     images = test.at_most(2 * settings.pairs).joined().double()
     if len(images) < 2:
@@ -105,7 +105,7 @@ def run(settings: Settings, console: Console) -> None:
     figure = Figure(figsize=(settings.steps, 2.4 * len(pairs)), layout="constrained")
     parts = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
     lines = []
-    for part, (x1, x2) in zip(parts, analysis.progress(pairs, "pairs", console), strict=True):
+    for part, (x1, x2) in zip(parts, analysis.progress(pairs, "pairs"), strict=True):
         t, decoded, straight, off = decode_line(model, x1, x2, steps=settings.steps, dense=dense)
         ends = straight[[0, -1]], decoded[[0, -1]]
         lines.append(
@@ -121,9 +121,9 @@ def run(settings: Settings, console: Console) -> None:
         draw_rows(part, rows)
         for place, at in zip(part.axes[1:], t[1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)
-    console.print(analysis.table(lines))
+    rich.print(analysis.table(lines))
     about = analysis.provenance(settings, network) | {"lines": lines}
-    analysis.save(settings.out, "interpolate", figure, about, console)
+    analysis.save(settings.out, "interpolate", figure, about)
 
 
 if __name__ == "__main__":

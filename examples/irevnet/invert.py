@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import rich
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 import analysis
@@ -32,11 +32,9 @@ from images.batches import Batches, plain
 from images.dataset import Images, difference
 from networks.irevnet import IRevNet
 from scripts import run_script
-from trainer.weights import Network
 
 SHOWN = 12  # images in the picture
 CAPTION = "Relative errors ‖x - Φ⁻¹Φx‖ / ‖x‖, and what comes back bit for bit as read"
-Mode = Literal["float32", "float64", "exact"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Settings(analysis.Settings):
     # Most images and noises to decode in float64, which takes a CPU up to ten times as long
     float64_limit: int = 500
     # How to compute. Exact is float32 on the grid that the network was trained on, else 2**-16
-    modes: tuple[Mode, ...] = ("float32", "float64", "exact")
+    modes: tuple[analysis.Mode, ...] = ("float32", "float64", "exact")
 
 
 def noise(count: int, side: int, seed: int) -> Images:
@@ -62,12 +60,12 @@ def _read_noise(side: int, seed: int, index: int, mode: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Decodes, and writes the results."""
     at_least(1, noises=settings.noises, float64_limit=settings.float64_limit, limit=settings.limit)
-    network = settings.begin(console)
-    models = {mode: in_mode(network, mode) for mode in settings.modes}
-    test = analysis.images(network, "test", settings.limit)
+    network = settings.begin()
+    models = {mode: analysis.in_mode(network, mode) for mode in settings.modes}
+    test = analysis.images(network, "test").at_most(settings.limit)
     noises = noise(settings.noises, network.config.image_size, settings.seed)
     whole = replace(network.config, augmentation="shift")  # not cropped
     sources = {"test images": test, "noises": plain(noises, whole, test.device)}
@@ -78,7 +76,7 @@ def run(settings: Settings, console: Console) -> None:
         decoded = {}
         for mode, model in models.items():
             batches = every.at_most(settings.float64_limit if mode == "float64" else None)
-            epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", console, len(batches))
+            epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", len(batches))
             try:
                 numbers[name][mode] = decode(model, epoch, batches.undo)
             except ValueError as error:  # features beyond the range of exact sums
@@ -89,16 +87,9 @@ def run(settings: Settings, console: Console) -> None:
             originals, decoded[f"decoded, {mode}"] = some_decoded(model, every)
         draw_rows(part, {name: originals} | decoded)
     rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
-    console.print(analysis.table(rows, CAPTION))
+    rich.print(analysis.table(rows, CAPTION))
     about = analysis.provenance(settings, network)
-    analysis.save(settings.out, "invert", figure, about | numbers, console)
-
-
-def in_mode(network: Network, mode: Mode) -> IRevNet:
-    """The network, computing in this way."""
-    quantum = (network.config.quantum or 2**-16) if mode == "exact" else None
-    dtype = torch.float64 if mode == "float64" else torch.float32
-    return analysis.in_arithmetic(network, dtype=dtype, quantum=quantum)
+    analysis.save(settings.out, "invert", figure, about | numbers)
 
 
 @torch.no_grad()
@@ -123,8 +114,8 @@ def decode(
         pixel = (undo(decoded) - undo(x)).abs().flatten(1).amax(1)
         exact = (decoded == model.as_read(x)).flatten(1).all(1)
         right = model.classify(phi).argmax(1) == labels
-        found.append([each.cpu() for each in (error, pixel, exact, right)])
-    errors, pixels, exacts, rights = (torch.cat(each).double() for each in zip(*found, strict=True))
+        found.append(torch.stack([error, pixel, exact, right]).double().cpu())
+    errors, pixels, exacts, rights = torch.cat(found, 1)
     return {
         "images": len(errors),
         "relative_error": errors.mean().item(),

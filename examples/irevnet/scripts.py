@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import tyro
-from rich.console import Console
 
 from errors import explained
 
@@ -29,7 +28,7 @@ def ending(body: Callable[[], int], *, prints: bool = True) -> int:
 
 
 def run_script(
-    settings: type[S], body: Callable[[S, Console], None], arguments: Sequence[str] | None = None
+    settings: type[S], body: Callable[[S], None], arguments: Sequence[str] | None = None
 ) -> NoReturn:
     """Runs a script whose module's docstring is the help, and ends with its exit status.
 
@@ -44,7 +43,7 @@ def run_script(
         commands = [each for each in others if each.startswith("    ")]
         description = "\n\n".join([first, *commands])
         chosen = tyro.cli(settings, args=arguments, description=description)
-        body(chosen, Console(highlight=False, soft_wrap=True))
+        body(chosen)
         return 0
 
     sys.exit(ending(run))

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import rich
 import torch
 import tyro
 from matplotlib.figure import Figure
-from rich.console import Console
 from scipy.stats import binomtest
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from torch import Tensor
 
 import analysis
 from errors import RunError, at_least
-from images.readers import Part
+from images.batches import Batches
 from scripts import run_script
 from trainer.weights import Network
 
@@ -42,8 +41,10 @@ SEVERAL = (
 )
 
 Samples = tuple[np.ndarray, np.ndarray]  # features (N, d) in float32, and classes from 0
-# Facts about a point of a curve, samples of the training images and of the test images
-Point = tuple[Mapping[str, int | float], Samples, Samples]
+# The spatial average behind each chosen block, by its number from 1: (N, C) of its channels
+Blocks = dict[int, np.ndarray]
+# Facts about a point of a curve, features there of the training images and of the test images
+Point = tuple[Mapping[str, int | float], np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,11 @@ class ProbeSettings(analysis.Settings):
     test_limit: int | None = 10_000  # Test images, evenly spread; None takes all
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a network of so many blocks makes of images."""
-
-    count: int
-    # the spatial average behind each chosen block, by its number from 1: (N, C) of its channels
-    blocks: dict[int, np.ndarray]
-    labels: np.ndarray  # classes of the images, (N,)
-    predicted: np.ndarray  # by the network
-
-
 def run_probes(
     settings: ProbeSettings,
-    console: Console,
     name: str,
     depths: int | None,
-    points: Callable[[Features, Features], Iterable[Point]],
+    points: Callable[[Blocks, Blocks], Iterable[Point]],
     **axis: Any,
 ) -> None:
     """Probes each network, and writes figure and numbers of all under a name.
@@ -84,66 +73,64 @@ def run_probes(
     at_least(1, test_limit=settings.test_limit)
     networks, found = [], []
     for path in settings.weights or (None,):
-        network = settings.begin(console, path)
+        network = settings.begin(path)
         networks.append((network.config.preset, network.path))
-        found.append(curve(network, settings, console, depths, points))
+        found.append(curve(network, settings, depths, points))
     curves = dict(zip(analysis.short_names(networks), found, strict=True))
     rows = [{"network": label} | point for label in curves for point in curves[label]["points"]]
-    console.print(analysis.table(rows))
-    analysis.save(settings.out, name, draw(curves, **axis), {"networks": found}, console)
+    rich.print(analysis.table(rows))
+    analysis.save(settings.out, name, draw(curves, **axis), {"networks": found})
 
 
 def curve(
     network: Network,
     settings: ProbeSettings,
-    console: Console,
     depths: int | None,
-    points: Callable[[Features, Features], Iterable[Point]],
+    points: Callable[[Blocks, Blocks], Iterable[Point]],
 ) -> dict[str, Any]:
     """What can be written down of one network."""
-    train = read_features(network, "train", settings.train_limit, depths, console)
-    test = read_features(network, "test", settings.test_limit, depths, console)
+    train = analysis.images(network, "train", classified=True).at_most(settings.train_limit)
+    test = analysis.images(network, "test", classified=True).at_most(settings.test_limit)
+    labels, test_labels = train.images.labels, test.images.labels
+    blocks, _ = read_features(network, train, depths)
+    test_blocks, guesses = read_features(network, test, depths)
     probes = [
-        {**facts, **probe(*samples, seed=settings.seed)}
-        for facts, *samples in analysis.progress(points(train, test), "probing", console)
+        {**facts, **probe((x, labels), (test_x, test_labels), settings.seed)}
+        for facts, x, test_x in analysis.progress(points(blocks, test_blocks), "probing")
     ]
     return analysis.provenance(settings, network) | {
-        "own": share(test.predicted, test.labels),
+        "own": share(guesses, test_labels),
         # of always guessing the most frequent class
-        "chance": np.bincount(test.labels).max() / len(test.labels),
-        "blocks": test.count,
-        "train_images": len(train.labels),
-        "test_images": len(test.labels),
+        "chance": np.bincount(test_labels).max() / len(test_labels),
+        "blocks": max(blocks),
+        "train_images": len(labels),
+        "test_images": len(test_labels),
         "points": probes,
     }
 
 
 @torch.no_grad()
 def read_features(
-    network: Network, part: Part, limit: int | None, depths: int | None, console: Console
-) -> Features:
-    """Reads the images once; only averages are kept, and in main memory."""
-    batches = analysis.images(network, part, limit, classified=True)
-    averages: dict[int, list[Tensor]] = {}
-    labels, predicted = [], []
-    epoch = analysis.progress(batches.epoch(), f"{part} images", console, len(batches))
-    for x, classes in epoch:
-        if not averages:
-            count = sum(1 for _ in network.model.each_block(x[:1]))
-            averages = {block: [] for block in spread_blocks(count, depths)}
-        for block, phi in enumerate(network.model.each_block(x), 1):
-            if block in averages:
-                averages[block].append(phi.mean((2, 3)).cpu())
-        labels.append(classes.cpu())
-        predicted.append(network.model.classify(phi).argmax(1).cpu())
-    blocks = {block: torch.cat(found).numpy() for block, found in averages.items()}
-    for block, features in blocks.items():
-        if not np.isfinite(features).all():
+    network: Network, batches: Batches, depths: int | None
+) -> tuple[Blocks, np.ndarray]:
+    """Features, averaged over space and kept in main memory, and the classes that are found."""
+    read = []
+    for x, _ in analysis.progress(batches.epoch(), "reading images", len(batches)):
+        averages = []
+        for phi in network.model.each_block(x):
+            averages.append(phi.mean((2, 3)).cpu())
+        numbers = spread_blocks(len(averages), depths)
+        found = network.model.classify(phi).argmax(1).cpu()
+        read.append([*(averages[number - 1] for number in numbers), found])
+    *features, guesses = (torch.cat(each).numpy() for each in zip(*read, strict=True))
+    blocks = dict(zip(numbers, features, strict=True))
+    for block, each in blocks.items():
+        if not np.isfinite(each).all():
             raise RunError(
                 f"the features behind block {block} are not finite: the network has diverged, or "
                 "its images are not normalised as in its training."
             )
-    return Features(count, blocks, torch.cat(labels).numpy(), torch.cat(predicted).numpy())
+    return blocks, guesses
 
 
 def spread_blocks(count: int, wanted: int | None) -> list[int]:
@@ -152,14 +139,13 @@ def spread_blocks(count: int, wanted: int | None) -> list[int]:
     return [count * step // wanted for step in range(1, wanted + 1)]
 
 
-def standardised(train: Features, test: Features, block: int) -> tuple[Samples, Samples]:
-    """Training and test samples behind a chosen block, standardised by the training images."""
-    scaler = StandardScaler().fit(train.blocks[block])
-    first, second = ((scaler.transform(p.blocks[block]), p.labels) for p in (train, test))
-    return first, second
+def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features of training and test images, standardised by the former."""
+    scaler = StandardScaler().fit(train)
+    return scaler.transform(train), scaler.transform(test)
 
 
-def probe(train: Samples, test: Samples, *, seed: int = 0) -> dict[str, Any]:
+def probe(train: Samples, test: Samples, seed: int) -> dict[str, Any]:
     """Trains both classifiers and tests them."""
     svm = linear_svm(train, seed)
     nearest = KNeighborsClassifier(1, algorithm="brute").fit(*train)
@@ -198,21 +184,20 @@ def draw(curves: Mapping[str, Any], *, title: str, x: str, scale: str = "linear"
     axes = figure.subplots()
     handles: list[Any] = []
     for index, (name, curve) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)]}
+        colour = COLOURS[index % len(COLOURS)]
+        style: dict[str, Any] = {"color": colour, "markersize": 4, "capsize": 2}
         places = [point[x] for point in curve["points"]]
         for key, what, form in (
             ("svm", "linear SVM", "o-"),
             ("nearest_neighbour", "1-nearest neighbour", "s--"),
         ):
-            found = [point[key] for point in curve["points"]]
-            values = np.array([100 * each["accuracy"] for each in found])
-            errors = np.abs(100 * np.array([each["interval"] for each in found]).T - values)
-            options = style | {"fmt": form, "markersize": 4, "capsize": 2}
-            handles.append(
-                axes.errorbar(places, values, errors, label=f"{name}, {what}", **options)
-            )
+            shares = [point[key] for point in curve["points"]]
+            values = np.array([100 * each["accuracy"] for each in shares])
+            errors = np.abs(100 * np.array([each["interval"] for each in shares]).T - values)
+            label = f"{name}, {what}"
+            handles.append(axes.errorbar(places, values, errors, fmt=form, label=label, **style))
         own = 100 * curve["own"]["accuracy"]
-        handles.append(axes.axhline(own, ls=":", lw=1, label=f"{name} itself", **style))
+        handles.append(axes.axhline(own, ls=":", lw=1, label=f"{name} itself", color=colour))
     handles.append(axes.axhline(100 * curve["chance"], lw=1, color="0.5", label="chance"))
     axes.set(title=title, xlabel=x, ylabel="test accuracy (%)", ylim=(0, 102), xscale=scale)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -229,18 +214,18 @@ class Settings(ProbeSettings):
     depths: int | None = 12
 
 
-def points(train: Features, test: Features) -> Iterator[Point]:
+def points(train: Blocks, test: Blocks) -> Iterator[Point]:
     """The features behind each chosen block."""
-    for block, x in train.blocks.items():
-        facts = {"block": block, PASSED: block / train.count, "channels": x.shape[1]}
-        yield facts, *standardised(train, test, block)
+    for block, x in train.items():
+        facts = {"block": block, PASSED: block / max(train), "channels": x.shape[1]}
+        yield facts, *standardised(x, test[block])
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Probes each network, and writes the results."""
     at_least(1, depths=settings.depths)
     title = "Classes read from each block"
-    run_probes(settings, console, "separation", settings.depths, points, title=title, x=PASSED)
+    run_probes(settings, "separation", settings.depths, points, title=title, x=PASSED)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rich
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 from torch.func import vjp, vmap
@@ -70,13 +70,6 @@ def _on_columns(
     return product
 
 
-def full(jacobian: LinearOperator) -> np.ndarray:
-    """All of the matrix: for few inputs."""
-    rows, columns = jacobian.shape
-    # Going back costs a fourth of going forward, or less.
-    return (jacobian.T @ np.eye(rows)).T if rows <= 4 * columns else jacobian @ np.eye(columns)
-
-
 def leading(
     jacobian: LinearOperator, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,7 +85,10 @@ def leading(
 
 
 def energies(
-    jacobian: LinearOperator, samples: int, rng: np.random.Generator, without: Any = None
+    jacobian: LinearOperator,
+    samples: int,
+    rng: np.random.Generator,
+    without: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Independent estimates of the energy :math:`\|J\|_F^2`, the sum of squares of all.
 
@@ -106,11 +102,15 @@ def energies(
     return np.square(jacobian @ signs).sum(0)
 
 
-def full_spectrum(matrix: np.ndarray) -> dict[str, Any]:
-    """All singular values of a matrix, and what they tell."""
+def full_spectrum(jacobian: LinearOperator) -> dict[str, Any]:
+    """All singular values, and what they tell."""
+    rows, columns = jacobian.shape
+    # Going back costs a fourth of going forward, or less.
+    back = rows <= 4 * columns
+    matrix = (jacobian.T @ np.eye(rows)).T if back else jacobian @ np.eye(columns)
     # NumPy's svd takes five times as long.
     values = torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-    return spectrum(values, matrix.shape, float(np.square(values).sum()))
+    return spectrum(values, jacobian.shape, np.square(values).sum())
 
 
 def leading_spectrum(
@@ -120,9 +120,9 @@ def leading_spectrum(
     count = min(count, jacobian.shape[1] - 1)  # ARPACK takes no more
     values, residuals, vectors = leading(jacobian, count, rng)
     rest = energies(jacobian, samples, rng, without=vectors)
-    error = float(rest.std(ddof=1) / np.sqrt(samples))
-    energy = float(np.square(values).sum() + rest.mean())
-    return spectrum(values, jacobian.shape, energy, float(residuals.max()), error)
+    error = rest.std(ddof=1) / np.sqrt(samples)
+    energy = np.square(values).sum() + rest.mean()
+    return spectrum(values, jacobian.shape, energy, residuals.max(), error)
 
 
 def spectrum(
@@ -139,8 +139,8 @@ def spectrum(
     """
     outputs, inputs = shape
     shares = np.square(values).cumsum() / energy
-    firsts = {part: max(1, round(part * inputs)) for part in PARTS}
-    counts = {share: 1 + int(np.searchsorted(shares, share)) for share in SHARES}
+    firsts = {f"share_of_first_{part:.2%}": max(1, round(part * inputs)) for part in PARTS}
+    counts = {f"values_with_{share:.0%}": 1 + np.searchsorted(shares, share) for share in SHARES}
     known = len(values)
     return {
         "values": values,
@@ -149,51 +149,46 @@ def spectrum(
         "residual": residual,
         "energy": energy,
         "energy_error": energy_error,
-        **{
-            f"share_of_first_{p:.2%}": shares[n - 1] if n <= known else None
-            for p, n in firsts.items()
-        },
-        **{f"values_with_{s:.0%}": n if n <= known else None for s, n in counts.items()},
+        **{name: shares[n - 1] if n <= known else None for name, n in firsts.items()},
+        **{name: n if n <= known else None for name, n in counts.items()},
         "log_det": np.log(values).sum() if known == inputs == outputs else None,
     }
 
 
 def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> dict[str, float]:
     """By how much decoding amplifies an error, at worst and as a root mean square."""
-    worst, _, _ = leading(inverse, 1, rng)
+    (worst,), _, _ = leading(inverse, 1, rng)
     mean = energies(inverse, samples, rng).mean() / inverse.shape[1]
-    return {"worst": float(worst[0]), "random": float(np.sqrt(mean))}
+    return {"worst": worst, "random": np.sqrt(mean)}
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: Settings) -> None:
     """Computes the spectra, and writes the results."""
     at_least(1, limit=settings.limit)
     at_least(2, leading=settings.leading, samples=settings.samples)
-    network = settings.begin(console)
-    model = analysis.in_arithmetic(network, dtype=torch.float64, quantum=None)
-    model.requires_grad_(False)
+    network = settings.begin()
+    model = analysis.in_mode(network, "float64").requires_grad_(False)
     test = analysis.images(network, "test")
-    points = test.at_most(settings.limit).joined()
+    points = test.at_most(settings.limit).joined().double()
     rng = np.random.default_rng(settings.seed)
     found = {}
-    for index, x in enumerate(points.split(1)):
+    for index, x in enumerate(analysis.progress(points.split(1), "test images")):
         name = f"test image {index * len(test.images) // len(points):,}"
-        with console.status(name):
-            forward = jacobian(model.features, x.double())
-            back = jacobian(model.inverse, model.features(x.double()))
-            found[name] = (
-                full_spectrum(full(forward))
-                if x.numel() <= settings.full_up_to
-                else leading_spectrum(forward, settings.leading, settings.samples, rng)
-            )
-            found[name] |= growth(back, settings.samples, rng)
-            found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
+        forward = jacobian(model.features, x)
+        back = jacobian(model.inverse, model.features(x))
+        found[name] = (
+            full_spectrum(forward)
+            if x.numel() <= settings.full_up_to
+            else leading_spectrum(forward, settings.leading, settings.samples, rng)
+        )
+        found[name] |= growth(back, settings.samples, rng)
+        found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
     figure = draw(found)
     rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
-    console.print(analysis.table(rows))
+    rich.print(analysis.table(rows))
     numbers = {"images": [{"image": name} | each for name, each in found.items()]}
     about = analysis.provenance(settings, network)
-    analysis.save(settings.out, "spectrum", figure, about | numbers, console)
+    analysis.save(settings.out, "spectrum", figure, about | numbers)
 
 
 def draw(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -2,18 +2,18 @@ import importlib
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from starting import start
 
 from analysis import (
     Settings,
     images,
-    in_arithmetic,
+    in_mode,
     progress,
     provenance,
     save,
@@ -25,7 +25,6 @@ from presets import PRESETS
 from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")
-QUIET = Console(quiet=True)
 
 
 def network(preset, **overrides):
@@ -42,7 +41,7 @@ def test_images_are_those_that_the_network_was_trained_on(trained):
     test = images(trained, "test")
     assert len(test.images) == 360
     assert len(test) == len(list(test.epoch()))
-    x = images(trained, "train", 50).joined()
+    x = images(trained, "train").at_most(50).joined()
     assert x.shape == (50, 1, 16, 16)
     # Its own mean and deviation.
     assert abs(x.mean()) < 0.1
@@ -50,7 +49,10 @@ def test_images_are_those_that_the_network_was_trained_on(trained):
 
 
 def test_fewer_images_are_spread_evenly_over_all(trained):
-    every, some = images(trained, "test", 1000).joined(), images(trained, "test", 200).joined()
+    every, some = (
+        images(trained, "test").at_most(1000).joined(),
+        images(trained, "test").at_most(200).joined(),
+    )
     assert len(every) == 360
     assert torch.equal(some, every[[i * 360 // 200 for i in range(200)]])
 
@@ -61,40 +63,39 @@ def test_other_images_can_be_asked_for(digits_run, tmp_path):
         images(network, "test")
 
 
-def test_no_images_is_an_error(trained):
-    with pytest.raises(RunError, match="--limit must be at least 1, got 0"):
-        images(trained, "test", 0)
-
-
-@pytest.mark.parametrize("quantum", [None, 2**-16])
-def test_a_copy_in_other_arithmetic_computes_the_same_up_to_rounding(trained, quantum):
-    x = images(trained, "test", 4).joined()
-    copy = in_arithmetic(trained, dtype=torch.float64, quantum=quantum)
+@pytest.mark.parametrize("mode", ["float32", "float64", "exact"])
+def test_a_copy_in_another_mode_computes_the_same_up_to_rounding(trained, mode):
+    x = images(trained, "test").at_most(4).joined()
+    copy = in_mode(trained, mode)
+    dtype = torch.float64 if mode == "float64" else torch.float32
     with torch.no_grad():
-        torch.testing.assert_close(
-            copy(x.double()), trained.model(x).double(), rtol=1e-3, atol=1e-3
-        )
+        found = copy(x.to(dtype))
+        torch.testing.assert_close(found, trained.model(x).to(dtype), rtol=1e-3, atol=1e-3)
 
 
-def test_a_copy_computes_on_its_grid_or_on_none(trained):
-    x = images(trained, "test", 1).joined()
+def test_only_the_exact_mode_computes_on_the_grid_of_the_training(trained):
+    x = images(trained, "test").at_most(1).joined()
+    coarse = replace(trained, config=replace(trained.config, quantum=2**-8))
     with torch.no_grad():
-        on_grid = in_arithmetic(trained, dtype=torch.float32, quantum=2**-8).features(x) * 2**8
-        on_none = in_arithmetic(trained, dtype=torch.float32, quantum=None).features(x) * 2**8
+        on_grid = in_mode(coarse, "exact").features(x) * 2**8
+        on_none = in_mode(coarse, "float32").features(x) * 2**8
     assert torch.equal(on_grid, on_grid.round())
     assert not torch.equal(on_none, on_none.round())
+    assert in_mode(trained, "exact").body.quantum == 2**-16
+    assert in_mode(trained, "float32").body.quantum is None
 
 
-def test_only_i_revnets_have_copies_in_other_arithmetic():
+@pytest.mark.parametrize("mode", ["float32", "exact"])
+def test_only_i_revnets_have_copies_in_other_modes(mode):
     with pytest.raises(
         RunError, match="only an i-RevNet can be decoded, got --preset resnet-digits"
     ):
-        in_arithmetic(network("resnet-digits"), dtype=torch.float64, quantum=None)
+        in_mode(network("resnet-digits"), mode)
 
 
 def test_results_are_a_figure_in_two_formats_and_numbers(tmp_path):
     numbers = {"a": torch.tensor([1.5, math.nan]), "b": {"c": (Path("x"), math.inf, 2)}}
-    save(tmp_path, "name", Figure(layout="constrained"), numbers, QUIET)
+    save(tmp_path, "name", Figure(layout="constrained"), numbers)
     assert (tmp_path / "name.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "name.pdf").read_bytes().startswith(b"%PDF")
     found = json.loads((tmp_path / "name.json").read_text())
@@ -104,13 +105,13 @@ def test_results_are_a_figure_in_two_formats_and_numbers(tmp_path):
 def test_results_that_cannot_be_written_are_told_first(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write"):
-        Settings(out=tmp_path / "file/x").begin(QUIET)
+        Settings(out=tmp_path / "file/x").begin()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_not_all_take_are_refused(tmp_path, seed):
     with pytest.raises(RunError, match=r"--seed (must be at least 0|takes 32 bits), got"):
-        Settings(out=tmp_path, seed=seed).begin(QUIET)
+        Settings(out=tmp_path, seed=seed).begin()
 
 
 def test_a_table_has_values_below_their_names_and_of_arrays_the_extremes():
@@ -129,13 +130,13 @@ def test_numbers_say_where_they_come_from(trained, digits_run):
 
 
 def test_progress_gives_every_item():
-    assert list(progress((i for i in range(3)), "counting", QUIET, 3)) == [0, 1, 2]
+    assert list(progress((i for i in range(3)), "counting", 3)) == [0, 1, 2]
 
 
 def test_a_script_reads_its_flags():
     seen = []
 
-    def run(settings: Settings, _):
+    def run(settings: Settings):
         seen.append(settings)
 
     assert start(run, "--seed", 7, "--data", "x", "--device", "cpu") == 0
@@ -147,7 +148,7 @@ def test_a_script_reads_its_flags():
     [(RunError("do this."), 1, "error: do this.\n"), (KeyboardInterrupt(), 130, "Stopped")],
 )
 def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, message):
-    def run(_settings: Settings, _):
+    def run(_: Settings):
         raise error
 
     assert start(run) == status
@@ -155,6 +156,7 @@ def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, messa
 
 
 SCRIPTS = [
+    "train_imagenet",
     "evaluate",
     "convert",
     "curves",

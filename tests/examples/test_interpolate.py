@@ -8,7 +8,7 @@ import torch
 from starting import start
 
 import interpolate
-from analysis import images, in_arithmetic
+from analysis import images, in_mode
 from errors import RunError
 from interpolate import decode_line, distances, evenly_along, mix
 from networks.irevnet import IRevNet
@@ -24,12 +24,12 @@ def trained(digits_run):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return in_arithmetic(trained, dtype=torch.float64, quantum=None)
+    return in_mode(trained, "float64")
 
 
 @pytest.fixture(scope="module")
 def pair(trained):
-    return images(trained, "test", 2).joined().double()
+    return images(trained, "test").at_most(2).joined().double()
 
 
 def line(model, pair, **changes):

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import aslinearoperator
 from starting import start
 from torch import nn
 
 import spectrum
-from analysis import images, in_arithmetic
+from analysis import images, in_mode
 from invertible import AdditiveCoupling, InvertibleSequential, Merge, PixelUnshuffle, Split, Swap
 from networks.irevnet import IRevNet
 from spectrum import (
@@ -18,7 +19,6 @@ from spectrum import (
     leading,
     leading_spectrum,
 )
-from spectrum import full as full_matrix
 from spectrum import jacobian as jacobian_of
 from trainer.weights import load_network
 
@@ -37,12 +37,12 @@ def trained(digits_run):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return in_arithmetic(trained, dtype=torch.float64, quantum=None).requires_grad_(False)
+    return in_mode(trained, "float64").requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def x(trained):
-    return images(trained, "test", 1).joined()
+    return images(trained, "test").at_most(1).joined()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def inverse(model, x):
 
 @pytest.fixture(scope="module")
 def full(jacobian):
-    return full_matrix(jacobian)
+    return jacobian @ np.eye(256)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_the_spectrum_of_a_linear_network_is_that_of_its_matrix():
     with torch.no_grad():
         explicit = network(units.view(48, 3, 4, 4)).flatten(1).T
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
-    found = full_spectrum(full_matrix(jacobian_of(network, x)))
+    found = full_spectrum(jacobian_of(network, x))
     np.testing.assert_allclose(found["values"], torch.linalg.svdvals(explicit))
     assert found["values"][0] > 1.1
 
@@ -130,8 +130,8 @@ def test_energies_without_the_leading_vectors_estimate_the_rest(jacobian, full, 
     assert abs(found.mean() - np.square(np.linalg.svdvals(full)[20:]).sum()) < 4 * error
 
 
-def test_shares_of_the_energy_are_those_of_the_full_spectrum(jacobian, full, rng):
-    exact = full_spectrum(full)
+def test_shares_of_the_energy_are_those_of_the_full_spectrum(jacobian, rng):
+    exact = full_spectrum(jacobian)
     found = leading_spectrum(jacobian, 30, 100, rng)
     error = 4 * found["energy_error"] / found["energy"]
     assert 0 < error < 0.1
@@ -143,7 +143,7 @@ def test_shares_of_the_energy_are_those_of_the_full_spectrum(jacobian, full, rng
 def test_values_and_shares_are_counted(monkeypatch):
     monkeypatch.setattr(spectrum, "PARTS", (0.4, 0.001))
     monkeypatch.setattr(spectrum, "SHARES", (0.5, 0.6))
-    found = full_spectrum(np.diag([3.0, 2.0, 1.0, 1.0, 1.0]))
+    found = full_spectrum(aslinearoperator(np.diag([3.0, 2.0, 1.0, 1.0, 1.0])))
     assert found["energy"] == pytest.approx(16)
     assert (found["values_with_50%"], found["values_with_60%"]) == (1, 2)
     assert found["share_of_first_40.00%"] == pytest.approx(13 / 16)
@@ -156,21 +156,22 @@ def test_what_the_leading_values_do_not_tell_is_left_open(jacobian, rng):
     assert [found[name] for name in open_ones] == [None] * 3
 
 
-def test_a_bijective_network_preserves_volume_though_it_stretches(full):
-    found = full_spectrum(full)
+def test_a_bijective_network_preserves_volume_though_it_stretches(jacobian):
+    found = full_spectrum(jacobian)
     assert abs(found["log_det"]) < 1e-10
     assert found["values"][0] > 1.2
 
 
-def test_the_inverse_has_the_inverse_spectrum(inverse, full):
-    inverse = full_spectrum(full_matrix(inverse))
-    np.testing.assert_allclose(inverse["values"], 1 / full_spectrum(full)["values"][::-1])
+def test_the_inverse_has_the_inverse_spectrum(inverse, jacobian):
+    values = full_spectrum(inverse)["values"]
+    np.testing.assert_allclose(values, 1 / full_spectrum(jacobian)["values"][::-1])
 
 
 def test_an_injective_network_has_as_many_singular_values_as_the_image(injective):
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
-    full = full_matrix(jacobian_of(injective.features, x))
-    found = full_spectrum(full)
+    jacobian = jacobian_of(injective.features, x)
+    found = full_spectrum(jacobian)
+    full = jacobian @ np.eye(48)
     expected = torch.autograd.functional.jacobian(injective.features, x)
     np.testing.assert_allclose(full, expected.view(256, 48), atol=1e-12)
     assert (found["outputs"], found["inputs"]) == (256, 48)
@@ -193,8 +194,8 @@ def test_decoding_amplifies_a_real_error_as_told(model, inverse, x, full, rng):
     assert moved.norm().item() / 1e-6 == pytest.approx(found["worst"], rel=1e-3)
 
 
-def test_the_figure_has_a_curve_for_each_image(full):
-    spectra = {name: full_spectrum(full) for name in ("one", "other")}
+def test_the_figure_has_a_curve_for_each_image(jacobian):
+    spectra = {name: full_spectrum(jacobian) for name in ("one", "other")}
     values, energy = draw(spectra).axes
     assert len(values.lines) == len(energy.lines) == 2
     np.testing.assert_allclose(values.lines[0].get_ydata()[0], 1)
@@ -223,7 +224,8 @@ def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path,
         assert all(0 < image["residual"] < 1e-9 < image["energy_error"] for image in found)
 
 
-@pytest.mark.parametrize("flag", ["--leading", "--samples"])
-def test_too_few_are_an_error(capsys, flag):
-    assert start(spectrum.run, flag, 1) == 1
-    assert f"error: {flag} must be at least 2, got 1." in capsys.readouterr().err
+@pytest.mark.parametrize(("flag", "least"), [("--leading", 2), ("--samples", 2), ("--limit", 1)])
+def test_too_few_are_an_error(capsys, flag, least):
+    assert start(spectrum.run, flag, least - 1) == 1
+    expected = f"error: {flag} must be at least {least}, got {least - 1}."
+    assert expected in capsys.readouterr().err
