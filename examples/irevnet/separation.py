@@ -91,9 +91,8 @@ def curve(
     """What can be written down of one network."""
     train = analysis.images(network, "train", classified=True).at_most(settings.train_limit)
     test = analysis.images(network, "test", classified=True).at_most(settings.test_limit)
-    labels, test_labels = train.images.labels, test.images.labels
-    blocks, _ = read_features(network, train, depths)
-    test_blocks, guesses = read_features(network, test, depths)
+    blocks, labels, _ = read_features(network, train, depths)
+    test_blocks, test_labels, guesses = read_features(network, test, depths)
     probes = [
         {**facts, **probe((x, labels), (test_x, test_labels), settings.seed)}
         for facts, x, test_x in analysis.progress(points(blocks, test_blocks), "probing")
@@ -112,17 +111,17 @@ def curve(
 @torch.no_grad()
 def read_features(
     network: Network, batches: Batches, depths: int | None
-) -> tuple[Blocks, np.ndarray]:
-    """Features, averaged over space and kept in main memory, and the classes that are found."""
+) -> tuple[Blocks, np.ndarray, np.ndarray]:
+    """Features, averaged over space and kept in main memory; classes, and those that are found."""
     read = []
-    for x, _ in analysis.progress(batches.epoch(), "reading images", len(batches)):
+    for x, labels in analysis.progress(batches.epoch(), "reading images", len(batches)):
         averages = []
         for phi in network.model.each_block(x):
             averages.append(phi.mean((2, 3)).cpu())
         numbers = spread_blocks(len(averages), depths)
-        found = network.model.classify(phi).argmax(1).cpu()
-        read.append([*(averages[number - 1] for number in numbers), found])
-    *features, guesses = (torch.cat(each).numpy() for each in zip(*read, strict=True))
+        found = network.model.classify(phi).argmax(1)
+        read.append([*(averages[number - 1] for number in numbers), labels.cpu(), found.cpu()])
+    *features, classes, guesses = (torch.cat(each).numpy() for each in zip(*read, strict=True))
     blocks = dict(zip(numbers, features, strict=True))
     for block, each in blocks.items():
         if not np.isfinite(each).all():
@@ -130,7 +129,7 @@ def read_features(
                 f"the features behind block {block} are not finite: the network has diverged, or "
                 "its images are not normalised as in its training."
             )
-    return blocks, guesses
+    return blocks, classes, guesses
 
 
 def spread_blocks(count: int, wanted: int | None) -> list[int]:

@@ -32,11 +32,10 @@ def read(network, limit=300, depths=None):
 
 @torch.no_grad()
 def test_features_are_averages_of_each_block_in_the_order_of_the_images(network):
-    blocks, _ = read(network)
-    test = images(network, "test").at_most(300)
-    x, labels = zip(*test.epoch(), strict=True)
+    blocks, classes, _ = read(network)
+    x, labels = zip(*images(network, "test").at_most(300).epoch(), strict=True)
     assert len(x) > 1
-    assert test.images.labels.tolist() == torch.cat(labels).tolist()
+    assert classes.tolist() == torch.cat(labels).tolist()
     averages = [[phi.mean((2, 3)) for phi in network.model.each_block(each)] for each in x]
     assert [*blocks] == list(range(1, len(averages[0]) + 1))
     for block, expected in zip(blocks.values(), zip(*averages, strict=True), strict=True):
@@ -45,7 +44,7 @@ def test_features_are_averages_of_each_block_in_the_order_of_the_images(network)
 
 @torch.no_grad()
 def test_the_last_block_has_the_average_of_the_features_that_the_network_classifies(network):
-    blocks, guesses = read(network, depths=1)
+    blocks, _, guesses = read(network, depths=1)
     x = images(network, "test").at_most(300).joined()
     (last,) = blocks.values()
     np.testing.assert_allclose(last, network.model.features(x).mean((2, 3)), rtol=1e-3, atol=1e-5)
@@ -53,7 +52,7 @@ def test_the_last_block_has_the_average_of_the_features_that_the_network_classif
 
 
 def test_only_chosen_blocks_are_kept(network):
-    blocks, _ = read(network, limit=2, depths=2)
+    blocks, _, _ = read(network, limit=2, depths=2)
     x = images(network, "test").at_most(2).joined()
     channels = [phi.shape[1] for phi in network.model.each_block(x)]
     count = len(channels)
