@@ -24,6 +24,8 @@ def explained(error: BaseException) -> str | None:
 
 def first_line(error: BaseException) -> str:
     """What an error says first, or else its name."""
+    if isinstance(error, LookupError):  # which says only what was not found
+        return f"{error} ({type(error).__name__})"
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -35,7 +37,7 @@ def meaning(what: str, *kinds: type[Exception]) -> Iterator[None]:
     except RunError:
         raise
     except kinds as error:
-        raise RunError(f"{what}: {first_line(error)}.") from error
+        raise RunError(f"{what}: {first_line(error).rstrip('.')}.") from error
 
 
 def writing(path: Path) -> AbstractContextManager[None]:

@@ -34,15 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from analysis import table
 from curves import CURVES, draw_curves
 from errors import RunError
-from experiment.folder import (
-    BOARD,
-    CHECKPOINT,
-    LOG,
-    RUNS,
-    RunFolder,
-    has_checkpoint,
-    new_folder,
-)
+from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, has_checkpoint, new_folder
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
 from invert import CAPTION, decode, draw_pairs, some_decoded
@@ -210,29 +202,26 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
         done += f" and {training.step:,} of {training.steps:,} steps"
     console.print(f"The run's folder is {folder.path}, {done} done.")
     again = f"--resume --out {folder.path}"
-    checkpoint = folder.path / CHECKPOINT
+    saved = folder.path / CHECKPOINT
     try:
         Keeper(training, folder, console).fit()
         if training.team.leads:
             report(training, folder, console)
     except DivergedError as error:
         what = "Begin again with a lower --lr or --clip-norm, or another --quantum."
-        if checkpoint.is_file():
+        if saved.is_file():
             what = f"Go on with {again} --lr {training.config.lr / 10:g}."
         raise RunError(f"{error} {what}") from error
     except Stopped as stopped:
-        console.print(
-            f"Stopped. {checkpoint} holds the state behind step {training.iteration:,}: "
-            f"go on with {again}"
-        )
+        state = f"{saved} holds the state behind step {training.iteration:,}"
+        console.print(f"Stopped. {state}: go on with {again}")
         return stopped.status
     except KeyboardInterrupt:
-        if not checkpoint.is_file():
-            raise
-        console.print(
-            f"Stopped at once. {checkpoint} holds the state saved last: go on with {again}"
-        )
-        if training.team.joined:
+        if saved.is_file():
+            console.print(
+                f"Stopped at once. {saved} holds the state saved last: go on with {again}"
+            )
+        if training.team.joined or not saved.is_file():
             raise  # the others may be waiting for this process
         return 130
     return 0

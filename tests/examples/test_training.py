@@ -572,7 +572,7 @@ def alone(images, *flags):
 
 def test_mixed_images_have_both_labels(images, monkeypatch):
     seen = []
-    monkeypatch.setattr(training.Training, "_share", lambda _: 0.25)
+    monkeypatch.setattr("random.Random.betavariate", lambda *_: 0.25)
     run = alone(images, "--mixup", "1")
     run.net.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     x = torch.randn(4, 3, 16, 16)

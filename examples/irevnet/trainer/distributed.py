@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import RunError, explained, first_line
+from errors import RunError, explained, meaning
 from networks import irevnet, resnet
 
 
@@ -62,10 +62,8 @@ class Team:
 
     def shard(self, model: nn.Module) -> None:
         """Leaves each process a share of the model's weights."""
-        try:
+        with meaning("--parallel fsdp needs torch 2.6 or newer, ddp does not", ImportError):
             from torch.distributed.fsdp import fully_shard
-        except ImportError as error:
-            raise RunError("--parallel fsdp needs torch 2.6 or newer: take ddp.") from error
         mesh = init_device_mesh(self.device.type, (self.ranks,))
         for part in model.modules():
             if isinstance(part, irevnet.Bottleneck | resnet.Bottleneck):
@@ -127,10 +125,9 @@ def find_device(name: str) -> torch.device:
     """The device of that name, if it is there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    # It is an assertion that fails if torch has no CUDA.
+    with meaning(f"--device {name} cannot be used", RuntimeError, AssertionError):
         return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an assertion if torch has no CUDA
-        raise RunError(f"--device {name} cannot be used: {first_line(error)}") from error
 
 
 def own_device(device: torch.device) -> torch.device:

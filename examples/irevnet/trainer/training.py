@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import RunError, first_line
+from errors import RunError, meaning
 from experiment.settings import Config
 from images.batches import Batches
 from images.dataset import difference
@@ -127,12 +127,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(self.iteration, self.steps)
         self.optimizer.zero_grad()
-        parts, share = self.config.accumulate, self._share()
-        total = torch.zeros((), device=self.device)
+        parts, total = self.config.accumulate, torch.zeros((), device=self.device)
         chunks = zip(x.chunk(parts), labels.chunk(parts), strict=True)
         for number, chunk in enumerate(chunks, start=1):
             with sharing_gradients(self.net, number == parts):
-                loss = self._loss(*chunk, share) / parts
+                loss = self._loss(*chunk) / parts
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.config.clip_norm:
@@ -144,23 +143,18 @@ class Training:
             move_average(self.tested, self.model, self.config.ema, self.iteration + 1)
         self.losses.append(total)
 
-    def _share(self) -> float:
-        """What each image keeps of itself when it is mixed with another."""
-        if not self.config.mixup:
-            return 1.0
-        rng = random.Random(f"{self.config.seed} mixup {self.iteration}")
-        return rng.betavariate(self.config.mixup, self.config.mixup)
-
-    def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
-        """The mean loss of some images, each mixed with another if the share is below 1."""
-        smoothing = self.config.label_smoothing
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of some images, each mixed with another if ``--mixup`` is given."""
+        mixup, smoothing = self.config.mixup, self.config.label_smoothing
         x = x.contiguous(memory_format=torch.channels_last)
-        if share < 1:
+        if mixup:
+            rng = random.Random(f"{self.config.seed} mixup {self.iteration}")
+            share = rng.betavariate(mixup, mixup)  # what each keeps of itself
             x = torch.lerp(x.flip(0), x, share)
         with self.autocast:
             logits = self.net(x).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            if share < 1:
+            if mixup:
                 other = F.cross_entropy(logits, labels.flip(0), label_smoothing=smoothing)
                 loss = torch.lerp(other, loss, share)
         self.tally.add(loss.detach(), logits.detach(), labels)
@@ -247,7 +241,8 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes over a state that was saved under the same settings and on the same images."""
-        try:
+        # What is not whole fails in many ways.
+        with meaning("the checkpoint is not whole, or of another version", Exception):
             self._check(state)
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
             if self.config.ema:
@@ -267,13 +262,6 @@ class Training:
                 torch.set_rng_state(cpu)
                 if self.device.type == "cuda" and cuda is not None:
                     torch.cuda.set_rng_state(cuda, self.device)
-        except RunError:
-            raise
-        except Exception as error:  # what is not whole fails in many ways
-            raise RunError(
-                f"the checkpoint is not whole, or of another version: {first_line(error)} "
-                f"({type(error).__name__})."
-            ) from error
 
     def _check(self, state: dict[str, Any]) -> None:
         settings = self.config.differences(state["config"])

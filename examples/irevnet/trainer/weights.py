@@ -68,10 +68,8 @@ def build_model(config: Config, classes: int) -> Classifier:
         changes["blocks"] = config.blocks
     if preset.reversible:
         changes |= {"checkpoint": config.checkpoint, "quantum": config.quantum}
-    try:
+    with meaning(f"--preset {config.preset}", ValueError):
         model = preset.build(classes, **changes)
-    except ValueError as error:
-        raise RunError(str(error)) from error
     if config.image_size % model.stride:
         raise RunError(
             f"--image-size must be a multiple of {model.stride} for --preset {config.preset}, got "
@@ -152,10 +150,8 @@ def save_weights(path: Path, network: Network) -> None:
 
 
 def _import_safetensors(path: Path) -> Any:
-    try:
+    with meaning(f"for {path}, install the package safetensors", ImportError):
         import safetensors.torch
-    except ImportError as error:
-        raise RunError(f"for {path}, install the package safetensors.") from error
     return safetensors
 
 
