@@ -29,7 +29,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from analysis import table
 from curves import CURVES, draw_curves
@@ -72,10 +72,9 @@ class Keeper:
             # What a killed run has written behind its checkpoint is hidden.
             self.board = SummaryWriter(folder.path / BOARD, purge_step=training.iteration + 1)
         self.saved = self.drawn = time.monotonic()
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn()
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        steps = training.iterations - training.iteration
-        self.task = self.progress.add_task("the first steps", total=steps)
+        self.progress = Progress(console=console, disable=not console.is_terminal)
+        left = training.iterations - training.iteration
+        self.task = self.progress.add_task("the first steps", total=left)
 
     def fit(self) -> None:
         """Trains to the last epoch, or until it is stopped: then the state is saved."""
@@ -215,7 +214,7 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
     except Stopped as stopped:
         state = f"{saved} holds the state behind step {training.iteration:,}"
         console.print(f"Stopped. {state}: go on with {again}")
-        return stopped.status
+        return 128 + stopped.args[0]  # as shells count
     except KeyboardInterrupt:
         if saved.is_file():
             console.print(

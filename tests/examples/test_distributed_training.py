@@ -16,7 +16,7 @@ from processes import free_port, run_two
 from torch import distributed
 
 from errors import RunError
-from experiment.folder import load_checkpoint, read_log
+from experiment.folder import read_log
 from experiment.settings import parse
 from images.batches import load_training
 from train_imagenet import main
@@ -96,6 +96,10 @@ def is_weight(name):
     return not any(word in name for word in ("running", "tracked"))
 
 
+def checkpoint(folder):
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
 def losses(folder):
     return [loss for line in read_log(folder) for loss in line.get("losses", [])]
 
@@ -103,7 +107,7 @@ def losses(folder):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_in_two_parts(ran):
     # Batch statistics are those of a part, in both.
-    one, two = (load_checkpoint(ran.folder / out)["model"] for out in ("one", "copied"))
+    one, two = (checkpoint(ran.folder / out)["model"] for out in ("one", "copied"))
     for name in filter(is_weight, one):
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
     assert losses(ran.folder / "one") == pytest.approx(losses(ran.folder / "copied"), rel=1e-4)
@@ -111,7 +115,7 @@ def test_two_processes_train_as_one_does_in_two_parts(ran):
 
 @pytest.mark.slow
 def test_sharded_processes_stop_together_and_go_on(ran):
-    copied, sharded = (load_checkpoint(ran.folder / out) for out in ("copied", "sharded"))
+    copied, sharded = (checkpoint(ran.folder / out) for out in ("copied", "sharded"))
     assert sharded["epoch"] == 2
     for part in ("model", "average", "optimizer"):
         torch.testing.assert_close(sharded[part], copied[part], rtol=1e-4, atol=1e-5)
@@ -126,7 +130,7 @@ def test_all_processes_test_the_network_of_the_first(ran, monkeypatch):
     config = parse([*FLAGS, *MOVING, "--out", str(ran.folder / "copied")])
     cpu = torch.device("cpu")
     alone = training.Training(config, load_training(config, cpu), Team(cpu))
-    alone.restore(load_checkpoint(ran.folder / "copied"))
+    alone.restore(checkpoint(ran.folder / "copied"))
     *_, last = read_log(ran.folder / "copied")
     found = alone.test(lambda: None).read()
     assert found["loss"] == pytest.approx(last["test_loss"], rel=1e-5)

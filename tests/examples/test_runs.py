@@ -10,7 +10,6 @@ from errors import RunError, try_writing, writing
 from experiment.folder import (
     RunFolder,
     latest_run,
-    load_checkpoint,
     new_folder,
     read_log,
     read_settings,
@@ -38,6 +37,10 @@ def opened(path="run", **options):
 
 def folder(path="run"):
     return opened(new_folder(Path(path)))
+
+
+def checkpoint(folder):
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
 
 
 def names(path):
@@ -77,7 +80,7 @@ def test_a_full_disk_leaves_the_checkpoint_before():
         files_of_4_kib(),
     ):
         run.save({"weights": weights})
-    assert torch.equal(load_checkpoint(run.path)["weights"], torch.ones(3))
+    assert torch.equal(checkpoint("run")["weights"], torch.ones(3))
     assert names(run.path) == ["checkpoint.pt"]
 
 
@@ -99,7 +102,7 @@ def test_a_failed_write_leaves_the_checkpoint_before(monkeypatch):
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RunError, match=r"cannot write run/checkpoint.pt: .*Input/output error"):
         run.save({"step": 2})
-    assert load_checkpoint(run.path) == {"log_lines": 0, "step": 1}
+    assert checkpoint("run") == {"log_lines": 0, "step": 1}
 
 
 def test_a_folder_that_cannot_be_written_is_named():
@@ -143,7 +146,7 @@ def test_lines_of_the_log_behind_the_checkpoint_are_dropped():
     assert read_log(run.path) == [{"iteration": 1}, {"iteration": 2}]
     again.log({"iteration": 3})
     again.save({})
-    assert load_checkpoint(run.path)["log_lines"] == 3
+    assert checkpoint("run")["log_lines"] == 3
 
 
 def test_a_log_that_cannot_be_read_is_named():
@@ -159,7 +162,7 @@ def test_the_best_checkpoint_stays_when_others_follow():
     for step in (1, 2, 3, 4):
         run.save({"step": step}, best=step in (1, 3))
     best = torch.load("run/best.pt", weights_only=True)
-    assert (best["step"], load_checkpoint(run.path)["step"]) == (3, 4)
+    assert (best["step"], checkpoint("run")["step"]) == (3, 4)
     assert names(run.path) == ["best.pt", "checkpoint.pt"]
 
 
@@ -236,7 +239,7 @@ def test_a_checkpoint_whose_bytes_have_changed_is_refused(at):
     damaged[middle : middle + 8] = b"\xff" * 8
     path.write_bytes(damaged)
     with pytest.raises(RunError, match=r"cannot read run/checkpoint.pt: the checksum of "):
-        load_checkpoint(run.path)
+        run.resume()
 
 
 def test_a_place_for_results_is_tried_at_once():

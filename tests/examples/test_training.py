@@ -18,7 +18,6 @@ from pictures import write_folders
 from PIL import Image
 
 import train_imagenet
-from experiment.folder import load_checkpoint
 from experiment.settings import parse
 from images.batches import load_training
 from trainer import training
@@ -94,8 +93,12 @@ def epochs(folder):
     return [record for record in records(folder) if "epoch" in record]
 
 
+def checkpoint(folder):
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
 def assert_same_state(left, right):
-    left, right = load_checkpoint(Path(left)), load_checkpoint(Path(right))
+    left, right = checkpoint(left), checkpoint(right)
     assert left.pop("config").keys() == right.pop("config").keys()
     assert left.pop("classes") == right.pop("classes")
     torch.testing.assert_close(left, right, rtol=0, atol=0)
@@ -161,7 +164,7 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(
         at_step(patch, step, receive(number))
         assert main([*flags, "--out", "broken"]) == 128 + number
     assert f"behind step {step}: go on with --resume --out broken" in (capsys.readouterr().out)
-    saved = load_checkpoint(Path("broken"))
+    saved = checkpoint("broken")
     assert 3 * saved["epoch"] + saved["step"] == step
     torch.manual_seed(99)
     assert main(["--out", "broken", "--resume"]) == 0
@@ -179,7 +182,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(images, monkeypatch, minu
         at_step(patch, 5, crash)
         with pytest.raises(Crash):
             main([*flags, "--out", "broken"])
-    saved = load_checkpoint(Path("broken"))
+    saved = checkpoint("broken")
     assert 3 * saved["epoch"] + saved["step"] == kept
     assert main([*flags, "--out", "broken"]) == 0
     assert_same_state("unbroken", "broken")
@@ -197,7 +200,7 @@ def test_a_second_control_c_leaves_at_once(images, monkeypatch, capsys):
     assert "Stopped at once. run/checkpoint.pt holds the state saved last" in (
         capsys.readouterr().out
     )
-    saved = load_checkpoint(Path("run"))
+    saved = checkpoint("run")
     assert (saved["epoch"], saved["step"]) == (1, 0)
 
 
@@ -213,7 +216,7 @@ def test_a_run_stopped_in_a_test_repeats_it(images, monkeypatch, flags):
     with monkeypatch.context() as patch:
         patch.setattr(training.Training, "test", stopped_in_a_test)
         assert main(on(images, *flags, "--out", "broken")) == 143
-    assert load_checkpoint(Path("broken"))["epoch"] == 0
+    assert checkpoint("broken")["epoch"] == 0
     assert main(["--out", "broken", "--resume"]) == 0
     assert_same_state("unbroken", "broken")
     assert records("unbroken") == records("broken")
@@ -356,7 +359,7 @@ def test_a_killed_process_leaves_a_checkpoint(images):
             if line.startswith("epoch"):
                 break
         process.kill()
-    done = load_checkpoint(Path("run"))["epoch"]
+    done = checkpoint("run")["epoch"]
     assert done >= 1
     again = ["--epochs", str(done + 1)]
     assert main([*again, "--out", "run", "--resume"]) == 0
@@ -428,7 +431,7 @@ def test_a_damaged_checkpoint_is_refused(images, capsys):
 def test_a_checkpoint_that_is_not_whole_is_refused(images, capsys, lost, message):
     assert main(on(images, "--out", "run", "--epochs", "1")) == 0
     capsys.readouterr()
-    state = load_checkpoint(Path("run"))
+    state = checkpoint("run")
     state.pop(lost)
     torch.save(state, "run/checkpoint.pt")
     assert f"not whole, or of another version: {message}" in refused(
@@ -505,7 +508,7 @@ def test_a_reader_who_goes_away_stops_the_run(images, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train_imagenet.Terminal, "closed", 13)
         assert main(on(images, "--out", "broken")) == 128 + 13
-    assert load_checkpoint(Path("broken"))["step"] == 1
+    assert checkpoint("broken")["step"] == 1
     assert main(["--resume", "--out", "broken"]) == 0
     assert_same_state("unbroken", "broken")
 
@@ -518,24 +521,20 @@ def test_a_closed_output_saves_the_state(images):
         process.stdout.readline()
         process.stdout.close()
     assert process.returncode == 141
-    assert load_checkpoint(Path("run"))["step"] >= 1
-
-
-def weights(folder):
-    return torch.load(f"{folder}/checkpoint.pt", weights_only=True)
+    assert checkpoint("run")["step"] >= 1
 
 
 def test_a_run_may_begin_with_the_weights_of_another(images):
     assert main(on(images, "--out", "one", "--epochs", "1")) == 0
     still = ["--lr", "0", "--weights", "one", "--epochs", "1"]
     assert main(on(images, *still, "--out", "same")) == 0
-    for name, weight in weights("one")["model"].items():
+    for name, weight in checkpoint("one")["model"].items():
         if "running" not in name and "tracked" not in name:
-            assert torch.equal(weight, weights("same")["model"][name]), name
+            assert torch.equal(weight, checkpoint("same")["model"][name]), name
     (images / "train/day").rename(images / "train/dawn")
     (images / "val/day").rename(images / "val/dawn")
     assert main(on(images, *still, "--out", "others")) == 0
-    one, others = weights("one")["model"], weights("others")["model"]
+    one, others = checkpoint("one")["model"], checkpoint("others")["model"]
     assert torch.equal(one["body.3.f.0.weight"], others["body.3.f.0.weight"])
     assert not torch.equal(one["classifier.weight"], others["classifier.weight"])
 
@@ -550,7 +549,7 @@ def test_weights_that_do_not_fit_are_refused(images, capsys):
 
 def test_the_average_is_tested_and_kept(images):
     assert main(on(images, "--ema", "0.999", "--epochs", "1", "--out", "run")) == 0
-    state = weights("run")
+    state = checkpoint("run")
     [record] = epochs("run")
     data = load_training(parse(on(images)), CPU)
     alone = training.Training(parse(on(images)), data, Team(CPU))
@@ -645,7 +644,7 @@ def test_a_loss_that_explodes_stops_the_run_at_the_next_look(images, capsys, whe
     message = refused(capsys, *flags)
     assert re.search("(the loss is no longer finite|activations can't be rebuilt) in", message)
     if Path("run").exists():
-        state = load_checkpoint(Path("run"))
+        state = checkpoint("run")
         assert "Go on with --resume --out run --lr 1e+29." in message
         assert all(map(math.isfinite, state["losses"]))
 

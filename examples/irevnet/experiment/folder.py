@@ -113,14 +113,6 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """Reads the checkpoint of a run; :data:`BEST` beside it is another, should it be damaged."""
-    state = load_file(folder / CHECKPOINT)
-    if not isinstance(state, dict) or "log_lines" not in state:
-        raise RunError(f"{folder / CHECKPOINT} is not of a run of this version.")
-    return state
-
-
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a run."""
     with meaning(f"cannot read {folder / SETTINGS}", OSError, ValueError):
@@ -156,7 +148,9 @@ class RunFolder:
 
     def resume(self) -> dict[str, Any]:
         """The state of the checkpoint; of the log, the lines remain that it knows of."""
-        state = load_checkpoint(self.path)
+        state = load_file(self.path / CHECKPOINT)
+        if not isinstance(state, dict) or "log_lines" not in state:
+            raise RunError(f"{self.path / CHECKPOINT} is not of a run of this version.")
         self.lines = state["log_lines"]
         log = self.path / LOG
         if self.writes and log.exists():

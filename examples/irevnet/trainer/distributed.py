@@ -100,13 +100,9 @@ def join(device_name: str) -> Iterator[Team]:
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         if _fails_first(store) and not interrupted:  # else the failure of another is felt here
-            line = explained(error)
-            if line is None:
-                traceback.print_exception(error)
-            else:
-                print(f"{line} (process {rank})", file=sys.stderr)
+            line = explained(error) or traceback.format_exc()
+            print(line, f"(process {rank})", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        sys.stderr.flush()
         # At once: the others may be waiting in the middle of a sum, and the ordinary way out would
         # wait for them. They notice that this process has gone.
         os._exit(130 if interrupted else 1)

@@ -16,11 +16,7 @@ CLOSED = 13  # SIGPIPE, which Python has turned off
 
 
 class Stopped(Exception):  # noqa: N818 (as KeyboardInterrupt, no error)
-    """A signal has come: the state is to be saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.status = 128 + number  # as shells count
+    """A signal of this number has come: the state is to be saved."""
 
 
 class Signals:

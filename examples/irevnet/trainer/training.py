@@ -10,14 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as states
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,8 +25,8 @@ from trainer.tally import Tally
 from trainer.weights import build_model, fill, read_weights
 
 # States as they are on one process; all processes must call for them, and the leading one saves.
-WHOLE = StateDictOptions(full_state_dict=True)
-SAVED = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = states.StateDictOptions(full_state_dict=True)
+SAVED = states.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class DivergedError(RunError):
@@ -219,8 +212,10 @@ class Training:
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs to go on as if never stopped; all processes must call it."""
         on_gpu = self.device.type == "cuda"
-        average = get_model_state_dict(self.tested, options=SAVED) if self.config.ema else None
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=SAVED)
+        average = (
+            states.get_model_state_dict(self.tested, options=SAVED) if self.config.ema else None
+        )
+        model, optimizer = states.get_state_dict(self.model, self.optimizer, options=SAVED)
         rng = torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if on_gpu else None
         return {
             "config": self.config.as_dict(),
@@ -246,12 +241,12 @@ class Training:
             self._check(state)
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
             if self.config.ema:
-                set_model_state_dict(self.tested, state["average"], options=WHOLE)
+                states.set_model_state_dict(self.tested, state["average"], options=WHOLE)
             if any(state["optimizer"].values()):  # as SGD without momentum has none
-                moves = get_optimizer_state_dict(self.model, self.optimizer)
+                moves = states.get_optimizer_state_dict(self.model, self.optimizer)
                 moves["state"] = state["optimizer"]
-                set_optimizer_state_dict(self.model, self.optimizer, moves, options=WHOLE)
-            set_model_state_dict(self.model, state["model"], options=WHOLE)
+                states.set_optimizer_state_dict(self.model, self.optimizer, moves, options=WHOLE)
+            states.set_model_state_dict(self.model, state["model"], options=WHOLE)
             self.scaler.load_state_dict(state["scaler"])
             self.best_accuracy, self.best_epoch = state["best_accuracy"], state["best_epoch"]
             if self.team.leads:  # the sums are those of all processes

@@ -56,8 +56,7 @@ class Weights:
     state: dict[str, Tensor]
     config: Config
     classes: tuple[str, ...]
-    about: str  # what else it says
-    named: bool  # whether it says itself what its settings and classes are
+    about: str = ""  # what else it says; nothing if it does not say what network it is of
 
 
 def build_model(config: Config, classes: int) -> Classifier:
@@ -97,7 +96,7 @@ def fill(model: nn.Module, found: Weights, preset: str, classes: tuple[str, ...]
         state |= {name: own[name] for name in own if name.startswith(("classifier.", "fc."))}
     wrong = faults(own, state)
     if wrong:
-        hint = "" if found.named else " Say with --preset which network they are of."
+        hint = "" if found.about else " Say with --preset which network they are of."
         raise RunError(f"{found.path} does not fit --preset {preset}: {wrong}.{hint}")
     model.load_state_dict(own | state)
 
@@ -123,12 +122,12 @@ def read_weights(path: Path | None, preset: str | None = None) -> Weights:
             raise RunError(f"{path} has weights that are not finite: {name}.")
     if said is not None:
         settings, classes, about = said
-        return Weights(path, state, Config.from_dict(settings, path), tuple(classes), about, True)
+        return Weights(path, state, Config.from_dict(settings, path), tuple(classes), about)
     # In floating point, as it was trained: nothing kept its states in the range of exact sums.
     config = replace(recipe(preset or PUBLISHED), quantum=None)
     for name in ("linear.bias", "classifier.bias", "fc.bias"):
         if name in state:
-            return Weights(path, state, config, numbered(len(state[name])), "", False)
+            return Weights(path, state, config, numbered(len(state[name])))
     raise RunError(f"{path} has no classifier: it holds {', '.join([*state][:6])}.")
 
 
