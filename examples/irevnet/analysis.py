@@ -47,11 +47,9 @@ class NetworkSettings:
         """The network on its device, with images as asked for: these weights', or the flag's."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        device = find_device(self.device)
-        network = load_network(weights or self.weights, device, self.preset)
-        if self.data is None:
-            return network
-        return replace(network, config=replace(network.config, data=self.data))
+        network = load_network(weights or self.weights, find_device(self.device), self.preset)
+        data = self.data or network.config.data
+        return replace(network, config=replace(network.config, data=data))
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class Settings(NetworkSettings):
 
     def begin(self, weights: Path | None = None) -> Network:
         """Tells what is wrong before the work, not behind it; else as :meth:`load`."""
-        at_least(0, seed=self.seed)
-        if self.seed >= 2**32:
-            raise RunError(f"--seed takes 32 bits, got {self.seed}.")
+        at_least(0, most=2**32 - 1, seed=self.seed)
         try_writing(self.out, folder=True)
         network = self.load(weights)
         print(f"Analysing {network.origin}.")
@@ -83,12 +79,7 @@ def in_mode(network: Network, mode: Mode) -> IRevNet:
     weights = zip(copy.state_dict(), network.model.state_dict().values(), strict=True)
     copy.load_state_dict(dict(weights))
     dtype = torch.float64 if mode == "float64" else torch.float32
-    return copy.to(device_of(network), dtype).eval()
-
-
-def device_of(network: Network) -> torch.device:
-    """Where its weights are."""
-    return next(network.model.parameters()).device
+    return copy.to(next(network.model.parameters()).device, dtype).eval()
 
 
 def images(network: Network, part: Part, *, classified: bool = False) -> Batches:
@@ -101,7 +92,7 @@ def images(network: Network, part: Part, *, classified: bool = False) -> Batches
     if classified and others:
         data = network.config.data or "digits"
         raise RunError(f"{data} has other classes than the network: {others}.")
-    return plain(found, network.config, device_of(network))
+    return plain(found, network.config, next(network.model.parameters()).device)
 
 
 def short_names(runs: Sequence[tuple[str, Path]]) -> list[str]:

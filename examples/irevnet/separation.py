@@ -10,12 +10,11 @@ and standardised with the training images.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import rich
 import torch
-import tyro
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from sklearn.model_selection import GridSearchCV, KFold
@@ -35,10 +34,6 @@ CHOICE = 3_000  # samples among which the cost is chosen
 FOLDS = 3
 # Okabe and Ito's, told apart by the colour-blind.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# The flag's help: a comment on its line would be taken for it.
-SEVERAL = (
-    "Runs' folders or files of weights, for one figure; by default the latest run in runs/irevnet"
-)
 
 Samples = tuple[np.ndarray, np.ndarray]  # features (N, d) in float32, and classes from 0
 # The spatial average behind each chosen block, by its number from 1: (N, C) of its channels
@@ -51,7 +46,9 @@ Point = tuple[Mapping[str, int | float], np.ndarray, np.ndarray]
 class ProbeSettings(analysis.Settings):
     """Flags of what probes the features of one network or several."""
 
-    weights: Annotated[tuple[Path, ...], tyro.conf.arg(help=SEVERAL)] = ()  # type: ignore[assignment]
+    weights: tuple[Path, ...] = ()  # type: ignore[assignment]
+    """Runs' folders or files of weights, for one figure; by default the latest run"""
+
     # Training images for both classifiers, evenly spread; None takes all
     train_limit: int | None = 20_000
     test_limit: int | None = 10_000  # Test images, evenly spread; None takes all

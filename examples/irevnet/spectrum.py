@@ -70,9 +70,19 @@ def _on_columns(
     return product
 
 
+def all_values(jacobian: LinearOperator) -> np.ndarray:
+    """All singular values, from the matrix in full."""
+    rows, columns = jacobian.shape
+    # Going back costs a fourth of going forward, or less.
+    back = rows <= 4 * columns
+    matrix = (jacobian.T @ np.eye(rows)).T if back else jacobian @ np.eye(columns)
+    # NumPy's svd takes five times as long.
+    return torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
+
+
 def leading(
     jacobian: LinearOperator, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, float, np.ndarray]:
     """The largest singular values by the Lanczos method (ARPACK), the largest first.
 
     Beside them, how far off they are at most; and the right singular vectors, in columns.
@@ -80,8 +90,8 @@ def leading(
     left, values, right = svds(jacobian, count, v0=rng.standard_normal(min(jacobian.shape)))
     order = np.argsort(values)[::-1]
     u, s, v = left[:, order], values[order], right[order].T
-    residuals = (np.linalg.norm(r, axis=0) for r in (jacobian @ v - u * s, jacobian.T @ u - v * s))
-    return s, np.maximum(*residuals), v
+    residuals = jacobian @ v - u * s, jacobian.T @ u - v * s
+    return s, max(np.linalg.norm(each, axis=0).max() for each in residuals), v
 
 
 def energies(
@@ -102,42 +112,22 @@ def energies(
     return np.square(jacobian @ signs).sum(0)
 
 
-def full_spectrum(jacobian: LinearOperator) -> dict[str, Any]:
-    """All singular values, and what they tell."""
-    rows, columns = jacobian.shape
-    # Going back costs a fourth of going forward, or less.
-    back = rows <= 4 * columns
-    matrix = (jacobian.T @ np.eye(rows)).T if back else jacobian @ np.eye(columns)
-    # NumPy's svd takes five times as long.
-    values = torch.linalg.svdvals(torch.from_numpy(matrix)).numpy()
-    return spectrum(values, jacobian.shape, np.square(values).sum())
-
-
-def leading_spectrum(
-    jacobian: LinearOperator, count: int, samples: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    """The largest singular values, an estimate of the energy of all, and what they tell."""
-    count = min(count, jacobian.shape[1] - 1)  # ARPACK takes no more
-    values, residuals, vectors = leading(jacobian, count, rng)
-    rest = energies(jacobian, samples, rng, without=vectors)
-    error = rest.std(ddof=1) / np.sqrt(samples)
-    energy = np.square(values).sum() + rest.mean()
-    return spectrum(values, jacobian.shape, energy, residuals.max(), error)
-
-
 def spectrum(
-    values: np.ndarray,
-    shape: tuple[int, ...],
-    energy: float,
-    residual: float = 0.0,
-    energy_error: float = 0.0,
+    jacobian: LinearOperator, settings: Settings, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """What the largest singular values of a matrix tell, or all; None where they are too few.
+    """Singular values, all or the largest, and what they tell; None where they are too few.
 
     A singular value is no farther than ``residual`` from each. The energy is the sum of squares of
     all, with its standard error.
     """
-    outputs, inputs = shape
+    outputs, inputs = jacobian.shape
+    if inputs <= settings.full_up_to:
+        values, residual, rest = all_values(jacobian), 0.0, np.zeros(2)  # nothing is left
+    else:
+        count = min(settings.leading, inputs - 1)  # ARPACK takes no more
+        values, residual, vectors = leading(jacobian, count, rng)
+        rest = energies(jacobian, settings.samples, rng, without=vectors)
+    energy = np.square(values).sum() + rest.mean()
     shares = np.square(values).cumsum() / energy
     firsts = {f"share_of_first_{part:.2%}": max(1, round(part * inputs)) for part in PARTS}
     counts = {f"values_with_{share:.0%}": 1 + np.searchsorted(shares, share) for share in SHARES}
@@ -148,7 +138,7 @@ def spectrum(
         "inputs": inputs,
         "residual": residual,
         "energy": energy,
-        "energy_error": energy_error,
+        "energy_error": rest.std(ddof=1) / np.sqrt(len(rest)),
         **{name: shares[n - 1] if n <= known else None for name, n in firsts.items()},
         **{name: n if n <= known else None for name, n in counts.items()},
         "log_det": np.log(values).sum() if known == inputs == outputs else None,
@@ -176,12 +166,7 @@ def run(settings: Settings) -> None:
         name = f"test image {index * len(test.images) // len(points):,}"
         forward = jacobian(model.features, x)
         back = jacobian(model.inverse, model.features(x))
-        found[name] = (
-            full_spectrum(forward)
-            if x.numel() <= settings.full_up_to
-            else leading_spectrum(forward, settings.leading, settings.samples, rng)
-        )
-        found[name] |= growth(back, settings.samples, rng)
+        found[name] = spectrum(forward, settings, rng) | growth(back, settings.samples, rng)
         found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
     figure = draw(found)
     rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
