@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Set
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from .._support.generators import (
 )
 from .._support.no_trace import rewound
 from .._support.survey import PLAIN, Survey
-from ..state import has_values, version, versions
+from ..state import version, versions
+from .buffers import Statistics, cloned, copy_buffers, differ, scratch
 from .plan import Step
 
 # Kind of device, whether it is on, its dtype, and whether it caches casts.
@@ -78,8 +79,8 @@ class Circumstances:
         self._exchanged: list[tuple[Tensor, Tensor]] = []
         self._written = _copy_parameters(found, self._modes) if found.may_write else {}
         self._held = [(part._buffers, dict(part._buffers)) for part in found.read_buffers]
-        self._buffers = _copy_buffers(self._held) if self._held else []
-        self._statistics = [_Statistics.of(n) for n in found.batch_norms if not n.training]
+        self._buffers = copy_buffers(self._held) if self._held else []
+        self._statistics = [Statistics.of(n) for n in found.batch_norms if not n.training]
         self._generators = [(generator, generator.get_state()) for generator in found.generators]
         # A state of the CPU's generator takes 5 kB: the same one is kept once, in all layers.
         self.rng_before = _reuse(rng, get_rng_states(devices)) if found.may_draw else None
@@ -108,7 +109,7 @@ class Circumstances:
         written = {i for i, count in enumerate(now) if count != before[i]}
         if known is None:
             parameters = found.parameters
-            written |= {i for i, copy in self._written.items() if _differ(copy, parameters[i])}
+            written |= {i for i, copy in self._written.items() if differ(copy, parameters[i])}
             self._written = {i: self._written[i] for i in written}
         elif written <= known:
             return
@@ -243,7 +244,7 @@ class Circumstances:
         for norm in self._survey.batch_norms:
             if norm.training:
                 compiled = self._survey.may_be_compiled
-                norm._buffers.update(_copies(norm._buffers) if compiled else _scratch(norm))
+                norm._buffers.update(cloned(norm._buffers) if compiled else scratch(norm))
         for place, buffers, copies in self._statistics:
             place.update(buffers)
             place.update(copies)
@@ -286,58 +287,8 @@ class Circumstances:
             place.update({name: fresh[id(x)] for name, x in held.items() if id(x) in fresh})
 
 
-# Of smaller buffers a copy is kept, since those that steer a layer may change between the passes.
-_SMALL = 2**15  # bytes
-
-
-class _Buffer(NamedTuple):
-    """A buffer that a layer found, and what was in it, unless it should still be."""
-
-    buffer: Tensor
-    version: int
-    copy: Tensor | None
-
-    def if_needed(self, layer: nn.Module, is_first: bool) -> _Buffer:
-        """Without the copy, if it is large and the layer left the buffer alone."""
-        buffer, before, copy = self
-        if copy is None or copy.nbytes <= _SMALL or version(buffer) != before:
-            return self
-        if is_first and _differ(copy, buffer):
-            _write_uncounted.add(layer)
-        return self if layer in _write_uncounted else _Buffer(buffer, before, None)
-
-
-class _Statistics(NamedTuple):
-    """What a BatchNorm in eval mode found in its buffers, and what was in them."""
-
-    place: Buffers
-    buffers: dict[str, Tensor]
-    copies: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, norm: nn.Module) -> _Statistics:
-        buffers = {name: b for name, b in norm._buffers.items() if b is not None}
-        copies = {name: buffers[name].clone() for name in _STATISTICS if name in buffers}
-        return cls(norm._buffers, buffers, copies)
-
-
-_STATISTICS = "running_mean", "running_var"
-Buffers = dict[str, Tensor | None]
-
-
-def _copy_buffers(places: list[tuple[Buffers, Buffers]]) -> list[_Buffer]:
-    buffers = {id(b): b for _, held in places for b in held.values() if b is not None}
-    return [_Buffer(b, version(b), b.detach().clone()) for b in buffers.values()]
-
-
-def _copies(buffers: Buffers) -> dict[str, Tensor]:
-    return {name: b.detach().clone() for name, b in buffers.items() if b is not None}
-
-
-# Of layers that have run in some modes, which parameters changed meanwhile, by number; and layers
-# that change large buffers uncounted.
+# Of layers that have run in some modes, which parameters changed meanwhile, by number.
 _writes: WeakKeyDictionary[nn.Module, dict[Modes, Set[int]]] = WeakKeyDictionary()
-_write_uncounted: WeakSet[nn.Module] = WeakSet()
 _NOTHING: frozenset[int] = frozenset()
 
 
@@ -361,10 +312,6 @@ def _copy_parameters(found: Survey, modes: Modes) -> dict[int, Tensor]:
         for i, parameter in enumerate(found.parameters)
         if known is None or i in known
     }
-
-
-def _differ(copy: Tensor, now: Tensor) -> bool:
-    return has_values(copy) and not torch.equal(copy, now)
 
 
 def _fill(place: dict[str, Any], content: dict[str, Any]) -> None:
@@ -391,22 +338,6 @@ def _now(x: Tensor, then: Tensor, now: Tensor) -> Tensor:
     """What became of a tensor that was saved as it is, and not as a view."""
     is_whole = x.shape == then.shape and x.stride() == then.stride()
     return now.detach() if is_whole else x
-
-
-# Running statistics that BatchNorm may write to in a second run, and nobody reads, and the true
-# mean that they were made for.
-_scratches: WeakKeyDictionary[nn.Module, tuple[Tensor, Buffers]] = WeakKeyDictionary()
-
-
-def _scratch(norm: nn.Module) -> Buffers:
-    mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
-    if mean is None or var is None:
-        return {}
-    found = _scratches.get(norm)
-    if found is None or found[0] is not mean:  # moved to another device, for instance
-        scratch = {"running_mean": mean.clone(), "running_var": var.clone()}
-        found = _scratches[norm] = mean, {**scratch, "num_batches_tracked": None}
-    return found[1]
 
 
 def _reuse(old: RNGStates | None, new: RNGStates) -> RNGStates:
