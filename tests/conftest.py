@@ -4,12 +4,24 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import register_random, settings
 
 # No deadline: the first call of an operation takes long.
 settings.register_profile("dev", deadline=None, max_examples=25)
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, max_examples=15)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+class _TorchRandom:
+    """torch's generator as Hypothesis wants it: seeded for each example, so that each repeats."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = _TorchRandom()  # Hypothesis holds it by a weak reference
+register_random(TORCH_RANDOM)
 
 # The tensors are small: a second thread would only wait for the first. So it is in the processes
 # that tests start.

@@ -30,6 +30,7 @@ ENGINE = [
         "plans",
         "attributes",
         "ambient",
+        "buffers",
         "circumstances",
         "contexts",
         "replay",

@@ -27,6 +27,8 @@ from invertible.state import tensors as tensors_of
 from invertible.testing import inversecheck
 from invertible.testing.strategies import image_shapes, pairs, tensors
 
+WEIGHTS = st.random_module()  # seeds the generators that draw them
+
 
 def test_every_layer_is_registered():
     tested = {name.split()[0] for name in LAYERS | EXACT_LAYERS | CONDITIONAL_LAYERS}
@@ -39,6 +41,7 @@ def test_every_layer_is_registered():
 def test_a_layer_keeps_the_laws(name, data, training):
     make, states = LAYERS[name]
     x = data.draw(states())
+    data.draw(WEIGHTS)
     inversecheck(make(x).double().train(training), x)
 
 
@@ -48,6 +51,7 @@ def test_a_layer_keeps_the_laws(name, data, training):
 def test_a_conditional_layer_keeps_the_laws(name, data, training):
     make, states, context = CONDITIONAL_LAYERS[name]
     x = data.draw(states())
+    data.draw(WEIGHTS)
     inversecheck(make(x).double().train(training), x, context(x))
 
 
@@ -59,6 +63,7 @@ def test_a_conditional_layer_keeps_the_laws(name, data, training):
 def test_a_layer_keeps_the_laws_in_float32(name, data, training):
     make, states = LAYERS[name]
     x = data.draw(states(dtypes=[torch.float32]))
+    data.draw(WEIGHTS)
     # BatchNorm divides rounding errors by a deviation that can be small.
     inversecheck(make(x).train(training), x, tolerance=1e-4)
 
@@ -69,8 +74,10 @@ def test_a_layer_keeps_the_laws_in_float32(name, data, training):
 def test_a_layer_keeps_bfloat16(name, data):
     make, states = LAYERS[name]
     x = data.draw(states(dtypes=[torch.bfloat16]))
+    data.draw(WEIGHTS)
     layer = make(x).bfloat16().eval()
-    inversecheck(layer, x, tolerance=0.1, laws=["dtype and device", "inverse undoes forward"])
+    # A spline behind four others that read it amplifies rounding dozens of times.
+    inversecheck(layer, x, tolerance=0.3, laws=["dtype and device", "inverse undoes forward"])
 
 
 @pytest.mark.parametrize("where", [torch.device("meta"), FakeTensorMode()], ids=["meta", "fake"])
