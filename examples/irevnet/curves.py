@@ -45,14 +45,11 @@ def draw_curves(folders: Sequence[Path], path: Path) -> None:
         steps, means = smoothed([each for r in records for each in r.get("losses", [])])
         # A point for each step, or a line through means.
         loss.plot(steps, means, "." if 1 in steps else "-", label=name, linewidth=1)
-        tests = [
-            (r["iteration"], 100 * r["test_accuracy"]) for r in records if "test_accuracy" in r
-        ]
-        accuracy.plot(*np.reshape(tests, (-1, 2)).T, ".-", label=name, linewidth=1)
-    loss.set_ylabel(f"training loss, mean of {WINDOW} steps\n(points: of each step)")
-    accuracy.set_ylabel("test accuracy, top 1, %")
-    for axes in (loss, accuracy):
-        axes.set_xlabel("step")
+        tests = {r["iteration"]: 100 * r["test_accuracy"] for r in records if "test_accuracy" in r}
+        accuracy.plot(list(tests), list(tests.values()), ".-", label=name, linewidth=1)
+    loss_label = f"training loss, mean of {WINDOW} steps\n(points: of each step)"
+    for axes, label in ((loss, loss_label), (accuracy, "test accuracy, top 1, %")):
+        axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
     if len(folders) > 1:
         accuracy.legend()

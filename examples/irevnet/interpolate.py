@@ -19,13 +19,12 @@ from typing import Literal
 import numpy as np
 import rich
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
 import analysis
 from errors import RunError, at_least
-from invert import draw_rows, relative_error
+from invert import draw, relative_error
 from networks.irevnet import IRevNet
 from scripts import run_script
 
@@ -45,15 +44,14 @@ class Settings(analysis.Settings):
 
 @torch.no_grad()
 def decode_line(
-    model: IRevNet, first: Tensor, second: Tensor, *, steps: int, dense: int | None = None
+    model: IRevNet, first: Tensor, second: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decodes the straight line between the features of two normalised images.
 
     Returns:
-        Where, ``t`` from 0 (the second image) to 1 (the first), in even steps; or, if the curve is
-        measured at ``dense`` points, in steps that are even in pixels. The images decoded there,
-        those on the straight line in pixel space, and the relative distances of the features that
-        the decoded images have to those they were decoded from.
+        Where, ``t`` from 0 (the second image) to 1 (the first). The images decoded there, those on
+        the straight line in pixel space, and the relative distances of the features that the
+        decoded images have to those they were decoded from.
     """
     ends = torch.stack([second, first])
     phi = model.features(ends)
@@ -61,9 +59,9 @@ def decode_line(
     def curve(t: Tensor) -> Tensor:
         return torch.cat([model.inverse(part) for part in mix(phi, t).split(BATCH)])
 
-    t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)
-    if dense is not None:
-        t = evenly_along(curve, t, dense)
+    t = torch.linspace(0, 1, settings.steps, dtype=first.dtype, device=first.device)
+    if settings.spacing == "pixels":
+        t = evenly_along(curve, t, settings.dense)
     decoded = curve(t)
     return t, decoded, mix(ends, t), relative_error(mix(phi, t), model.features(decoded))
 
@@ -101,12 +99,9 @@ def run(settings: Settings) -> None:
         raise RunError(f"a line needs two test images, got {len(images)}.")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
     pairs = list(images[order[: len(images) // 2 * 2]].unflatten(0, (-1, 2)))
-    dense = settings.dense if settings.spacing == "pixels" else None
-    figure = Figure(figsize=(settings.steps, 2.4 * len(pairs)), layout="constrained")
-    parts = figure.subfigures(len(pairs), 1, squeeze=False)[:, 0]
-    lines = []
-    for part, (x1, x2) in zip(parts, analysis.progress(pairs, "pairs"), strict=True):
-        t, decoded, straight, off = decode_line(model, x1, x2, steps=settings.steps, dense=dense)
+    lines, pictures = [], []
+    for x1, x2 in analysis.progress(pairs, "pairs"):
+        t, decoded, straight, off = decode_line(model, x1, x2, settings)
         ends = straight[[0, -1]], decoded[[0, -1]]
         lines.append(
             {
@@ -117,9 +112,10 @@ def run(settings: Settings) -> None:
                 "relative_error_at_ends": relative_error(*ends),
             }
         )
-        rows = {"decoded": test.undo(decoded), "pixel space": test.undo(straight)}
-        draw_rows(part, rows)
-        for place, at in zip(part.axes[1:], t[1:], strict=False):
+        pictures.append({"decoded": test.undo(decoded), "pixel space": test.undo(straight)})
+    figure = draw(pictures)
+    for part, line in zip(figure.subfigs, lines, strict=True):
+        for place, at in zip(part.axes[1:], line["t"][1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)
     rich.print(analysis.table(lines))
     about = analysis.provenance(settings, network) | {"lines": lines}

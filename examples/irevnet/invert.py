@@ -13,10 +13,9 @@ amplifies what rounding leaves in them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 import analysis
-from errors import RunError, at_least, writing
+from errors import RunError, at_least
 from images.batches import Batches, plain
 from images.dataset import Images, difference
 from networks.irevnet import IRevNet
@@ -69,11 +68,10 @@ def run(settings: Settings) -> None:
     noises = noise(settings.noises, network.config.image_size, settings.seed)
     whole = replace(network.config, augmentation="shift")  # not cropped
     sources = {"test images": test, "noises": plain(noises, whole, test.device)}
-    figure = Figure((12, 2.8 + 2.4 * len(models)), layout="constrained")
-    parts = figure.subfigures(2, 1, squeeze=False)[:, 0]
     numbers: dict[str, dict[str, Any]] = {name: {} for name in sources}
-    for part, (name, every) in zip(parts, sources.items(), strict=True):
-        decoded = {}
+    pictures = []
+    for name, every in sources.items():
+        rows: dict[str, Tensor] = {}
         for mode, model in models.items():
             batches = every.at_most(settings.float64_limit if mode == "float64" else None)
             epoch = analysis.progress(batches.epoch(), f"{name}, {mode}", len(batches))
@@ -84,12 +82,12 @@ def run(settings: Settings) -> None:
                 raise RunError(f"{error} {hint}") from error
             if difference(network.classes, every.images.classes):
                 numbers[name][mode]["accuracy"] = None  # which would say nothing
-            originals, decoded[f"decoded, {mode}"] = some_decoded(model, every)
-        draw_rows(part, {name: originals} | decoded)
-    rows = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
-    rich.print(analysis.table(rows, CAPTION))
+            rows |= some_decoded(model, every, name, f"decoded, {mode}")
+        pictures.append(rows)
+    lines = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
+    rich.print(analysis.table(lines, CAPTION))
     about = analysis.provenance(settings, network)
-    analysis.save(settings.out, "invert", figure, about | numbers)
+    analysis.save(settings.out, "invert", draw(pictures), about | numbers)
 
 
 @torch.no_grad()
@@ -135,32 +133,28 @@ def relative_error(x: Tensor, decoded: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def some_decoded(model: IRevNet, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Some images, evenly spread, and what is decoded of them, white being 1."""
+def some_decoded(model: IRevNet, batches: Batches, *titles: str) -> dict[str, Tensor]:
+    """Some images, evenly spread, and what is decoded of them, white being 1, by two titles."""
     x = batches.at_most(SHOWN).joined().to(next(model.parameters()).dtype)
-    decoded = model.inverse(model.features(x))
-    return batches.undo(x), batches.undo(decoded)
+    pair = batches.undo(x), batches.undo(model.inverse(model.features(x)))
+    return dict(zip(titles, pair, strict=True))
 
 
-def draw_pairs(path: Path, originals: Tensor, decoded: Tensor) -> None:
-    """Saves a picture of the originals above their reconstructions."""
-    figure = Figure(figsize=(len(originals), 2.4), layout="constrained")
-    draw_rows(figure, {"original": originals, "decoded": decoded})
-    with writing(path):
-        figure.savefig(path, dpi=150)
-
-
-def draw_rows(figure: Any, rows: Mapping[str, Iterable[Tensor]]) -> None:
-    """Draws rows of images, white being 1, below their titles into a figure or subfigure."""
-    columns = max(len(list(images)) for images in rows.values())
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for places, (title, images) in zip(axes, rows.items(), strict=True):
-        places[0].set_title(title, loc="left", fontsize=14)
-        for place in places:
-            place.set_axis_off()
-        for place, image in zip(places, images, strict=False):
-            shown = image.float().nan_to_num(0).clamp(0, 1).movedim(0, -1)
-            place.imshow(shown.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+def draw(pictures: Sequence[Mapping[str, Tensor]]) -> Figure:
+    """Draws rows of images, white being 1, below their titles; a subfigure for each picture."""
+    columns = max(len(images) for rows in pictures for images in rows.values())
+    figure = Figure(figsize=(columns, 1.2 * sum(map(len, pictures))), layout="constrained")
+    parts = figure.subfigures(len(pictures), 1, squeeze=False)[:, 0]
+    for part, rows in zip(parts, pictures, strict=True):
+        axes = part.subplots(len(rows), columns, squeeze=False)
+        for places, (title, images) in zip(axes, rows.items(), strict=True):
+            places[0].set_title(title, loc="left", fontsize=14)
+            for place in places:
+                place.set_axis_off()
+            for place, image in zip(places, images, strict=False):
+                shown = image.float().nan_to_num(0).clamp(0, 1).movedim(0, -1)
+                place.imshow(shown.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+    return figure
 
 
 if __name__ == "__main__":

@@ -33,11 +33,11 @@ from rich.progress import Progress
 
 from analysis import table
 from curves import CURVES, draw_curves
-from errors import RunError
+from errors import RunError, writing
 from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, has_checkpoint, new_folder
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
-from invert import CAPTION, decode, draw_pairs, some_decoded
+from invert import CAPTION, decode, draw, some_decoded
 from presets import is_invertible
 from scripts import ending
 from trainer.distributed import Team, join
@@ -233,8 +233,9 @@ def report(training: Training, folder: RunFolder, console: Terminal) -> None:
     if is_invertible(model):
         test = plain(training.test_batches.images, training.config, training.device)
         found = decode(model, test.epoch(), test.undo)
-        shown = some_decoded(model, test)
-        draw_pairs(folder.path / PICTURE, *shown)
+        figure = draw([some_decoded(model, test, "original", "decoded")])
+        with writing(folder.path / PICTURE):
+            figure.savefig(folder.path / PICTURE, dpi=150)
         console.print(table([found], CAPTION))
         console.print(f"Originals above their reconstructions: {folder.path / PICTURE}")
     else:

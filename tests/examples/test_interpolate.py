@@ -10,7 +10,7 @@ from starting import start
 import interpolate
 from analysis import images, in_mode
 from errors import RunError
-from interpolate import decode_line, distances, evenly_along, mix
+from interpolate import Settings, decode_line, distances, evenly_along, mix
 from networks.irevnet import IRevNet
 from trainer.weights import load_network
 
@@ -34,7 +34,7 @@ def pair(trained):
 
 def line(model, pair, **changes):
     names = ("t", "decoded", "straight", "off")
-    found = decode_line(model, *pair, **{"steps": 5} | changes)
+    found = decode_line(model, *pair, Settings(steps=5, **changes))
     return SimpleNamespace(**dict(zip(names, found, strict=True)))
 
 
@@ -51,9 +51,9 @@ def test_mixing_gives_the_very_ends_and_what_is_between():
     torch.testing.assert_close(mixed[1], 0.25 * ends[1] + 0.75 * ends[0])
 
 
-@pytest.mark.parametrize("dense", [None, 64])
-def test_the_ends_of_a_line_are_the_images(model, pair, dense):
-    decoded = line(model, pair, dense=dense).decoded
+@pytest.mark.parametrize("spacing", ["t", "pixels"])
+def test_the_ends_of_a_line_are_the_images(model, pair, spacing):
+    decoded = line(model, pair, spacing=spacing, dense=64).decoded
     torch.testing.assert_close(decoded[-1], pair[0], rtol=0, atol=1e-13)
     torch.testing.assert_close(decoded[0], pair[1], rtol=0, atol=1e-13)
 
@@ -68,7 +68,7 @@ def test_a_line_has_the_mixed_features(model, pair):
 
 
 def test_the_line_in_pixel_space_is_straight_and_has_the_same_t(model, pair):
-    found = line(model, pair, dense=64)
+    found = line(model, pair, spacing="pixels", dense=64)
     for t, image in zip(found.t, found.straight, strict=True):
         torch.testing.assert_close(image, t * pair[0] + (1 - t) * pair[1])
 
@@ -85,7 +85,7 @@ def test_steps_along_a_curve_travel_equal_lengths():
 
 
 def test_decoded_steps_are_equally_long_along_the_curve(model, pair):
-    t = line(model, pair, dense=512).t
+    t = line(model, pair, spacing="pixels", dense=512).t
     ends = model.features(pair).flip(0)
 
     def length(start, stop):
