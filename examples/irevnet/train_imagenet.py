@@ -34,7 +34,7 @@ from rich.progress import Progress
 from analysis import table
 from curves import CURVES, draw_curves
 from errors import RunError, writing
-from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, has_checkpoint, new_folder
+from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, new_folder
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
 from invert import CAPTION, decode, draw, some_decoded
@@ -51,12 +51,12 @@ except ImportError:
     SummaryWriter = None  # type: ignore[assignment, misc]
 
 PICTURE = "reconstructions.png"
+DIGITS = "scikit-learn's handwritten digits"
 NEXT = """What next?
   --no-checkpoint          stores the activations instead of rebuilding them: the same numbers
   --preset resnet-digits   trains a ResNet of the same size
   --data DIR               trains on your own images, CIFAR-10 or ImageNet
 docs/irevnet/training.rst has more, --help all flags."""
-DIGITS = "scikit-learn's handwritten digits"
 
 
 class Keeper:
@@ -182,8 +182,8 @@ def run(config: Config, team: Team, console: Terminal) -> int:
         console.print(f"Note: {note}.")
     path = config.out or RUNS
     # One decides for all: it may be making the folder while the others look.
-    resumes = team.leads and config.resume != "no" and has_checkpoint(path)
-    resumes = bool(team.highest(int(resumes)))
+    found = config.resume != "no" and (path / CHECKPOINT).is_file()
+    resumes = bool(team.highest(int(found and team.leads)))
     training = Training(config, data, team, begins=not resumes)
     if team.leads and not resumes:
         path = new_folder(config.out)
@@ -201,26 +201,24 @@ def carry_on(training: Training, folder: RunFolder, console: Terminal) -> int:
         done += f" and {training.step:,} of {training.steps:,} steps"
     console.print(f"The run's folder is {folder.path}, {done} done.")
     again = f"--resume --out {folder.path}"
-    saved = folder.path / CHECKPOINT
+    file = folder.path / CHECKPOINT
     try:
         Keeper(training, folder, console).fit()
         if training.team.leads:
             report(training, folder, console)
     except DivergedError as error:
         what = "Begin again with a lower --lr or --clip-norm, or another --quantum."
-        if saved.is_file():
+        if file.is_file():
             what = f"Go on with {again} --lr {training.config.lr / 10:g}."
         raise RunError(f"{error} {what}") from error
     except Stopped as stopped:
-        state = f"{saved} holds the state behind step {training.iteration:,}"
+        state = f"{file} holds the state behind step {training.iteration:,}"
         console.print(f"Stopped. {state}: go on with {again}")
         return 128 + stopped.args[0]  # as shells count
     except KeyboardInterrupt:
-        if saved.is_file():
-            console.print(
-                f"Stopped at once. {saved} holds the state saved last: go on with {again}"
-            )
-        if training.team.joined or not saved.is_file():
+        if file.is_file():
+            console.print(f"Stopped at once. {file} holds the state saved last: go on with {again}")
+        if training.team.joined or not file.is_file():
             raise  # the others may be waiting for this process
         return 130
     return 0

@@ -47,7 +47,7 @@ def new_folder(out: Path | None) -> Path:
     with writing(out or RUNS):
         if out is None:
             return _next_number()
-        if has_checkpoint(out):
+        if (out / CHECKPOINT).exists():
             raise RunError(
                 f"{out} holds a run: continue it with --resume, or choose another --out."
             )
@@ -63,11 +63,6 @@ def _next_number() -> Path:
             (RUNS / str(number)).mkdir(parents=True)
             break
     return RUNS / str(number)
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is something to go on from."""
-    return (folder / CHECKPOINT).is_file()
 
 
 def load_file(path: Path) -> Any:
@@ -139,7 +134,7 @@ class RunFolder:
         if self.holder is None:
             return
         self.holder.close()
-        if not has_checkpoint(self.path):
+        if not (self.path / CHECKPOINT).is_file():
             for name in (LOG, SETTINGS, HOLDER):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / BOARD, ignore_errors=True)

@@ -12,7 +12,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from errors import RunError, at_least, flag, meaning
-from experiment.folder import has_checkpoint, latest_run, read_settings
+from experiment.folder import CHECKPOINT, latest_run, read_settings
 from presets import IMAGENET, PAPER, PRESETS
 
 
@@ -228,7 +228,7 @@ def parse(arguments: Sequence[str], *, prints: bool = True) -> Config:
         raise RunError("--resume auto needs --out, to find the run again.")
     folder = Path(seen.out) if seen.out else latest_run()
     preset = seen.preset or ("b" if seen.data else "digits")
-    if seen.resume in ("yes", "auto") and has_checkpoint(folder):
+    if seen.resume in ("yes", "auto") and (folder / CHECKPOINT).is_file():
         default = replace(Config.from_dict(read_settings(folder), folder), out=folder)
     elif seen.resume == "yes":
         raise RunError(f"there is no checkpoint in {folder} to resume: start without --resume.")

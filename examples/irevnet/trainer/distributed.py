@@ -4,15 +4,15 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,9 +55,9 @@ class Team:
             distributed.gather_object(value, found if self.leads else None)
         return found
 
-    def follow(self, x: Tensor) -> None:
-        """Overwrites a tensor with that of the process that leads."""
-        if self.joined:
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with those of the process that leads."""
+        for x in tensors if self.joined else ():
             distributed.broadcast(x, 0)
 
     def shard(self, model: nn.Module) -> None:
@@ -99,7 +99,10 @@ def join(device_name: str) -> Iterator[Team]:
         yield Team(device, rank, ranks, joined=True)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        if _fails_first(store) and not interrupted:  # else the failure of another is felt here
+        failures = 0
+        with suppress(RuntimeError):  # as when the process that held the store has gone
+            failures = store.add("failures", 1)
+        if failures == 1 and not interrupted:  # else the failure of another is felt here
             line = explained(error) or traceback.format_exc()
             print(line, f"(process {rank})", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -108,13 +111,6 @@ def join(device_name: str) -> Iterator[Team]:
         os._exit(130 if interrupted else 1)
     gc.collect()  # else some processes abort at exit
     distributed.destroy_process_group()
-
-
-def _fails_first(store: Store) -> bool:
-    try:
-        return store.add("failures", 1) == 1
-    except RuntimeError:  # the process that held the store has gone
-        return False
 
 
 def find_device(name: str) -> torch.device:

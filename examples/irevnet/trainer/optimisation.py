@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 
 from errors import RunError
 from invertible import InvertibleSequential
@@ -42,16 +41,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 @torch.no_grad()
 def move_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Takes a step's weights and buffers into their average, the steps being counted from 1."""
-    old, new = (
-        # Of sharded weights and whole buffers alike, each process moves what it has.
-        [_local(value) for value in each.state_dict().values() if value.is_floating_point()]
-        for each in (average, model)
-    )
-    torch._foreach_lerp_(old, new, 1 - min(decay, step / (step + 9)))
-
-
-def _local(x: Tensor) -> Tensor:
-    return x.to_local() if isinstance(x, DTensor) else x
+    share = 1 - min(decay, step / (step + 9))
+    for kind in (nn.Module.parameters, nn.Module.buffers):  # of which the former may be sharded
+        old, new = ([x for x in kind(each) if x.is_floating_point()] for each in (average, model))
+        torch._foreach_lerp_(old, new, share)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -159,8 +159,7 @@ class Training:
         self.tested.eval()
         tally = Tally(self.device, len(self.classes))
         with self._explaining():
-            for buffer in self.tested.buffers():
-                self.team.follow(buffer)
+            self.team.follow(self.tested.buffers())
             for x, labels in self.test_batches.epoch():
                 if len(labels):
                     with self.autocast:

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import RunError, meaning
-from experiment.folder import (
-    BEST,
-    CHECKPOINT,
-    RUNS,
-    has_checkpoint,
-    latest_run,
-    load_file,
-    replacing,
-)
+from experiment.folder import BEST, CHECKPOINT, RUNS, latest_run, load_file, replacing
 from experiment.settings import Config, recipe
 from images.dataset import difference, numbered
 from networks.irevnet import IRevNet
@@ -109,7 +101,7 @@ def read_weights(path: Path | None, preset: str | None = None) -> Weights:
     """
     if path is None:
         path = latest_run()
-        if not has_checkpoint(path):
+        if not (path / CHECKPOINT).is_file():
             raise RunError(f"there is no run under {RUNS}: train one, or give --weights.")
     if path.is_dir():
         path /= CHECKPOINT
