@@ -81,8 +81,7 @@ class Keeper:
         with self.signals, self.progress:
             try:
                 while self.training.epoch < self.training.epochs:
-                    for _ in self.training.train():
-                        self.after_step()
+                    self.training.train(self.after_step)
                     self.end_epoch()
             except Stopped:
                 self.save()

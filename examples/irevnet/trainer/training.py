@@ -100,8 +100,8 @@ class Training:
         lr = self.config.learning_rate(self.iteration - 1, self.steps)
         return {"iteration": self.iteration, "lr": lr}
 
-    def train(self) -> Iterator[None]:
-        """Trains to the end of the epoch, and halts after each step."""
+    def train(self, after_step: Callable[[], object]) -> None:
+        """Trains to the end of the epoch; what a call after each step raises ends it."""
         self.net.train()
         if self.step == 0:
             self.tally = Tally(self.device, len(self.classes))
@@ -113,7 +113,7 @@ class Training:
             with self._explaining():
                 self._train_on(x, labels)
             self.step += 1
-            yield
+            after_step()
 
     def _train_on(self, x: Tensor, labels: Tensor) -> None:
         """A step."""
