@@ -43,13 +43,14 @@ class NetworkSettings:
     device: str = "auto"  # cpu, cuda, cuda:1, mps, ...; auto is cuda if there is one, else cpu
     threads: int = 0  # CPU threads that compute; 0 leaves the choice to torch
 
-    def load(self, weights: Path | None = None) -> Network:
-        """The network on its device, with images as asked for: these weights', or the flag's."""
+    def load(self, weights: Path | None = None, **changes: Any) -> Network:
+        """The network of these weights, or the flag's; None changes nothing in its settings."""
         if self.threads:
             torch.set_num_threads(self.threads)
         network = load_network(weights or self.weights, find_device(self.device), self.preset)
-        data = self.data or network.config.data
-        return replace(network, config=replace(network.config, data=data))
+        changes |= {"data": self.data}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(network, config=replace(network.config, **given))
 
 
 @dataclass(frozen=True)

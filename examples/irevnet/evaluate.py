@@ -12,7 +12,7 @@ normalised as in its tests.
 
 import csv
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 import analysis
-from errors import at_least, try_writing, writing
+from errors import try_writing, writing
 from images.batches import Batches
 from scripts import run_script
 from trainer.optimisation import autocast
@@ -62,14 +62,10 @@ def evaluate(
 
 def run(settings: Settings) -> None:
     """Evaluates, prints and writes."""
-    at_least(1, batch_size=settings.batch_size)
     for path in filter(None, (settings.json, settings.predictions)):
         try_writing(path)
-    network = settings.load()
+    network = settings.load(batch_size=settings.batch_size, workers=settings.workers)
     print(f"{network.origin}.")
-    batch_size = settings.batch_size or network.config.batch_size
-    config = replace(network.config, batch_size=batch_size, workers=settings.workers)
-    network = replace(network, config=config)
     batches = analysis.images(network, "test", classified=True)
     means, found, probabilities = evaluate(network, batches, settings.precision)
     numbers = {"images": len(found), **means}

@@ -68,7 +68,7 @@ def decode_line(
 
 def mix(ends: Tensor, t: Tensor) -> Tensor:
     """``t ends[1] + (1 - t) ends[0]`` for each ``t``, and the very ends at 0 and 1."""
-    t = t[(...,) + (None,) * (ends.dim() - 1)]
+    t = t[:, None, None, None]
     return t * ends[1] + (1 - t) * ends[0]
 
 

@@ -11,10 +11,10 @@ from errors import explained
 S = TypeVar("S")
 
 
-def ending(body: Callable[[], int], *, prints: bool = True) -> int:
+def ending(body: Callable[[], int | None], *, prints: bool = True) -> int:
     """Runs a script's body; the exit status, errors being one line each."""
     try:
-        return body()
+        return body() or 0
     except KeyboardInterrupt:
         print("Stopped before there was anything to keep.", file=sys.stderr)
         return 130
@@ -34,16 +34,8 @@ def run_script(
 
     Its flags, the fields of a dataclass, are read from the arguments or else the command line.
     """
-
-    def run() -> int:
-        # Its first paragraph, and the commands in it.
-        first, *others = (
-            (sys.modules[body.__module__].__doc__ or "").replace("``", "").split("\n\n")
-        )
-        commands = [each for each in others if each.startswith("    ")]
-        description = "\n\n".join([first, *commands])
-        chosen = tyro.cli(settings, args=arguments, description=description)
-        body(chosen)
-        return 0
-
-    sys.exit(ending(run))
+    # The docstring's first paragraph, and the commands in it.
+    first, *others = (sys.modules[body.__module__].__doc__ or "").replace("``", "").split("\n\n")
+    commands = [each for each in others if each.startswith("    ")]
+    description = "\n\n".join([first, *commands])
+    sys.exit(ending(lambda: body(tyro.cli(settings, args=arguments, description=description))))
