@@ -228,7 +228,7 @@ def parse(arguments: Sequence[str], *, prints: bool = True) -> Config:
         raise RunError("--resume auto needs --out, to find the run again.")
     folder = Path(seen.out) if seen.out else latest_run()
     preset = seen.preset or ("b" if seen.data else "digits")
-    if seen.resume in ("yes", "auto") and (folder / CHECKPOINT).is_file():
+    if seen.resume != "no" and (folder / CHECKPOINT).is_file():
         default = replace(Config.from_dict(read_settings(folder), folder), out=folder)
     elif seen.resume == "yes":
         raise RunError(f"there is no checkpoint in {folder} to resume: start without --resume.")

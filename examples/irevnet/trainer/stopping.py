@@ -38,10 +38,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.received and time.monotonic() - self.since > 1:
-            raise KeyboardInterrupt
         if not self.received:
             self.received, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > 1:
+            raise KeyboardInterrupt
 
 
 class Terminal(Console):
