@@ -144,12 +144,11 @@ def provenance(settings: NetworkSettings, network: Network) -> dict[str, Any]:
 
 def save(out: Path, name: str, figure: Figure, numbers: Mapping[str, Any]) -> None:
     """Writes ``name.png``, ``name.pdf`` and ``name.json`` into the folder ``out``."""
-    paths = [out / f"{name}.{ending}" for ending in ("png", "pdf")]
-    for path in paths:
-        with writing(path):
-            figure.savefig(path, dpi=150)
+    for kind in ("png", "pdf"):
+        with writing(out / f"{name}.{kind}"):
+            figure.savefig(out / f"{name}.{kind}", dpi=150)
     write_json(out / f"{name}.json", numbers)
-    print(f"Written: {', '.join(map(str, paths))}, {out / name}.json")
+    print(f"Written: {out / name}.png, {out / name}.pdf, {out / name}.json")
 
 
 def write_json(path: Path, numbers: Mapping[str, Any]) -> None:

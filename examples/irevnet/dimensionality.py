@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from sklearn.decomposition import PCA
 
+import separation
 from scripts import run_script
-from separation import Blocks, Point, ProbeSettings, run_probes, standardised
+from separation import Blocks, Point, ProbeSettings
 
 
 def dimensions(count: int) -> list[int]:
@@ -22,7 +23,7 @@ def dimensions(count: int) -> list[int]:
 
 def points(train: Blocks, test: Blocks) -> Iterator[Point]:
     """The first principal components of the last features."""
-    x, test_x = standardised(*train.values(), *test.values())
+    [(_, x, test_x)] = separation.points(train, test)
     pca = PCA().fit(x)
     x, test_x = pca.transform(x), pca.transform(test_x)
     variance = pca.explained_variance_ratio_.cumsum().tolist()
@@ -35,7 +36,7 @@ def run(settings: ProbeSettings) -> None:
     """Probes each network, and writes the results."""
     title = "Classes read from the first principal components of the last features"
     axis = {"title": title, "x": "components", "scale": "log"}
-    run_probes(settings, "dimensionality", 1, points, **axis)
+    separation.run_probes(settings, "dimensionality", 1, points, **axis)
 
 
 if __name__ == "__main__":

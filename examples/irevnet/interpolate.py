@@ -102,16 +102,14 @@ def run(settings: Settings) -> None:
     lines, pictures = [], []
     for x1, x2 in analysis.progress(pairs, "pairs"):
         t, decoded, straight, off = decode_line(model, x1, x2, settings)
-        ends = straight[[0, -1]], decoded[[0, -1]]
-        lines.append(
-            {
-                "t": t,
-                "distance_to_next": distances(decoded),
-                "distance_to_next_in_pixel_space": distances(straight),
-                "relative_distance_of_features": off,
-                "relative_error_at_ends": relative_error(*ends),
-            }
-        )
+        line = {
+            "t": t,
+            "distance_to_next": distances(decoded),
+            "distance_to_next_in_pixel_space": distances(straight),
+            "relative_distance_of_features": off,
+            "relative_error_at_ends": relative_error(straight[[0, -1]], decoded[[0, -1]]),
+        }
+        lines.append(line)
         pictures.append({"decoded": test.undo(decoded), "pixel space": test.undo(straight)})
     figure = draw(pictures)
     for part, line in zip(figure.subfigs, lines, strict=True):

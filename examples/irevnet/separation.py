@@ -135,12 +135,6 @@ def spread_blocks(count: int, wanted: int | None) -> list[int]:
     return [count * step // wanted for step in range(1, wanted + 1)]
 
 
-def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features of training and test images, standardised by the former."""
-    scaler = StandardScaler().fit(train)
-    return scaler.transform(train), scaler.transform(test)
-
-
 def probe(train: Samples, test: Samples, seed: int) -> dict[str, Any]:
     """Trains both classifiers and tests them."""
     svm = linear_svm(train, seed)
@@ -211,10 +205,11 @@ class Settings(ProbeSettings):
 
 
 def points(train: Blocks, test: Blocks) -> Iterator[Point]:
-    """The features behind each chosen block."""
+    """The features behind each chosen block, standardised."""
     for block, x in train.items():
+        scaler = StandardScaler().fit(x)
         facts = {"block": block, PASSED: block / max(train), "channels": x.shape[1]}
-        yield facts, *standardised(x, test[block])
+        yield facts, scaler.transform(x), scaler.transform(test[block])
 
 
 def run(settings: Settings) -> None:

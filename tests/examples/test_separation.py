@@ -13,7 +13,7 @@ from dimensionality import dimensions
 from errors import RunError
 from experiment.settings import recipe
 from presets import PRESETS
-from separation import linear_svm, probe, read_features, share, spread_blocks, standardised
+from separation import linear_svm, probe, read_features, share, spread_blocks
 from trainer.weights import Network
 
 FEW = ["--train-limit", "300", "--test-limit", "100", "--threads", "1"]
@@ -82,7 +82,8 @@ def test_blocks_are_evenly_spread_and_the_last_is_among_them(count, wanted, chos
 def test_features_are_standardised_by_those_of_the_training_images():
     rng = np.random.default_rng(0)
     x, test_x = (5 + 3 * rng.standard_normal((count, 7)) for count in (60, 20))
-    train, test = standardised(x, test_x)
+    [(facts, train, test)] = separation.points({3: x}, {3: test_x})
+    assert (facts["block"], facts["channels"]) == (3, 7)
     np.testing.assert_allclose(train.mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(train.std(0), 1)
     np.testing.assert_allclose(test, (test_x - x.mean(0)) / x.std(0))
