@@ -66,5 +66,5 @@ def at_least(least: float, *, most: float = math.inf, **flags: Any) -> None:
     for name, value in flags.items():
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not least <= number <= most:
-                bounds = f"at least {least:g}" if number < least else f"at most {most:g}"
+                bounds = f"at least {least:.10g}" if number < least else f"at most {most:.10g}"
                 raise RunError(f"{flag(name)} must be {bounds}, got {number}.")

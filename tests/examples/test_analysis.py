@@ -110,7 +110,7 @@ def test_results_that_cannot_be_written_are_told_first(tmp_path):
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_not_all_take_are_refused(tmp_path, seed):
-    with pytest.raises(RunError, match=r"--seed must be at (least 0|most 4\.2\S+), got"):
+    with pytest.raises(RunError, match=r"--seed must be at (least 0|most 4294967295), got"):
         Settings(out=tmp_path, seed=seed).begin()
 
 
