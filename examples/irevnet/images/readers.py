@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from errors import RunError, first_line
+from errors import RunError, meaning
 from experiment.settings import Config
 from images.dataset import Images, numbered, read_image
 from presets import DIGITS, PRESETS
@@ -136,7 +136,8 @@ CLASSES += ["dog", "frog", "horse", "ship", "truck"]
 
 def read_cifar10(path: Path, part: Part) -> Images:
     """CIFAR-10's archive ``cifar-10-python.tar.gz``, or the folder in it."""
-    try:
+    wrong = f"cannot read {path.absolute()}: not CIFAR-10's python version, or not whole"
+    with meaning(wrong, Exception):  # a damaged or foreign archive or pickle fails in many ways
         if path.is_dir():
             pickles = [(path / name).read_bytes() for name in FILES[part]]
         else:
@@ -144,11 +145,6 @@ def read_cifar10(path: Path, part: Part) -> Images:
                 files = [archive.extractfile(f"{FOLDER}/{name}") for name in FILES[part]]
                 pickles = [file.read() for file in files if file is not None]
         images, labels = map(np.concatenate, zip(*map(_load_batch, pickles), strict=True))
-    except Exception as error:  # a damaged or foreign archive or pickle fails in many ways
-        raise RunError(
-            f"cannot read {path.absolute()}: {first_line(error)}. Is it CIFAR-10's python version, "
-            "and whole?"
-        ) from error
     return of_array(images, labels, CLASSES)
 
 
@@ -212,10 +208,8 @@ def read_tables(data: Path, part: Part) -> Images:
     if (highest := labels["test"].max(initial=0)) >= len(classes):
         raise RunError(f"{data} has the class {highest} in its test, which is not trained on.")
     column = _first(IMAGE, tables[part].features, data)
-    try:
+    with meaning(f"the column {column} of {data} holds no image files", Exception):
         files = tables[part].cast_column(column, datasets.Image(decode=False))
-    except Exception as error:
-        raise RunError(f"the column {column} of {data} holds no image files: {error}") from error
     read = partial(_from_table, files.select_columns(column), str(data))
     return Images(read, labels[part], tuple(classes))
 
