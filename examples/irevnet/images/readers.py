@@ -136,8 +136,8 @@ CLASSES += ["dog", "frog", "horse", "ship", "truck"]
 
 def read_cifar10(path: Path, part: Part) -> Images:
     """CIFAR-10's archive ``cifar-10-python.tar.gz``, or the folder in it."""
-    wrong = f"cannot read {path.absolute()}: not CIFAR-10's python version, or not whole"
-    with meaning(wrong, Exception):  # a damaged or foreign archive or pickle fails in many ways
+    # A damaged or foreign archive or pickle fails in many ways.
+    with meaning(f"cannot read CIFAR-10's python version in {path.absolute()}", Exception):
         if path.is_dir():
             pickles = [(path / name).read_bytes() for name in FILES[part]]
         else:
