@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import rich
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,7 +114,7 @@ def run(settings: Settings) -> None:
     for part, line in zip(figure.subfigs, lines, strict=True):
         for place, at in zip(part.axes[1:], line["t"][1:], strict=False):
             place.set_title(f"t = {at:.2g}", fontsize=14)
-    rich.print(analysis.table(lines))
+    analysis.print_table(lines)
     about = analysis.provenance(settings, network) | {"lines": lines}
     analysis.save(settings.out, "interpolate", figure, about)
 

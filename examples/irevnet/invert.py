@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -85,7 +84,7 @@ def run(settings: Settings) -> None:
             rows |= some_decoded(model, every, name, f"decoded, {mode}")
         pictures.append(rows)
     lines = [{"": n, "in": mode} | e for n, modes in numbers.items() for mode, e in modes.items()]
-    rich.print(analysis.table(lines, CAPTION))
+    analysis.print_table(lines, CAPTION)
     about = analysis.provenance(settings, network)
     analysis.save(settings.out, "invert", draw(pictures), about | numbers)
 

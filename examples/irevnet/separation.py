@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
@@ -75,7 +74,7 @@ def run_probes(
         found.append(curve(network, settings, depths, points))
     curves = dict(zip(analysis.short_names(networks), found, strict=True))
     rows = [{"network": label} | point for label in curves for point in curves[label]["points"]]
-    rich.print(analysis.table(rows))
+    analysis.print_table(rows)
     analysis.save(settings.out, name, draw(curves, **axis), {"networks": found})
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, svds
@@ -170,7 +169,7 @@ def run(settings: Settings) -> None:
         found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
     figure = draw(found)
     rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
-    rich.print(analysis.table(rows))
+    analysis.print_table(rows)
     numbers = {"images": [{"image": name} | each for name, each in found.items()]}
     about = analysis.provenance(settings, network)
     analysis.save(settings.out, "spectrum", figure, about | numbers)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+from rich import get_console
 from starting import start
 
 from analysis import (
     Settings,
     images,
     in_mode,
+    print_table,
     progress,
     provenance,
     save,
@@ -119,6 +121,14 @@ def test_a_table_has_values_below_their_names_and_of_arrays_the_extremes():
     assert [column.header for column in shown.columns] == ["a b", "c", "d", "e", "f"]
     cells = [next(iter(column.cells)) for column in shown.columns]
     assert cells == ["x", "0.1235", "-", "1 to 2", "7"]
+
+
+def test_no_number_is_cut_off_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(get_console(), "width", 20)
+    numbers = {f"column {i}": 1.2345e-7 * 10**-i for i in range(8)}
+    print_table([numbers], "A title")
+    printed = capsys.readouterr().out
+    assert all(f"{number:.4g}" in printed for number in numbers.values())
 
 
 def test_numbers_say_where_they_come_from(trained, digits_run):
