@@ -161,12 +161,8 @@ def save(out: Path, name: str, figure: Figure, numbers: Mapping[str, Any]) -> No
 
 def write_json(path: Path, numbers: Mapping[str, Any]) -> None:
     """Writes numbers into a file, those that are not finite as null."""
-    text = json.dumps(numbers, default=_plain)
+    # Besides JSON's own types there are paths, tensors, arrays and numbers of NumPy's.
+    text = json.dumps(numbers, default=lambda x: str(x) if isinstance(x, Path) else x.tolist())
     finite = json.loads(text, parse_constant=lambda _: None)
     with writing(path):
         path.write_text(json.dumps(finite, indent=2) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """A path, a tensor, an array or a number of NumPy's in JSON's types."""
-    return str(value) if isinstance(value, Path) else value.tolist()

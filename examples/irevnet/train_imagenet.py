@@ -34,7 +34,7 @@ from rich.progress import Progress
 from analysis import table
 from curves import CURVES, draw_curves
 from errors import RunError, writing
-from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, new_folder
+from experiment.folder import BOARD, CHECKPOINT, LOG, RUNS, RunFolder, make_folder
 from experiment.settings import Config, parse
 from images.batches import load_training, plain
 from invert import CAPTION, decode, draw, some_decoded
@@ -185,7 +185,7 @@ def run(config: Config, team: Team, console: Terminal) -> int:
     resumes = bool(team.highest(int(found and team.leads)))
     training = Training(config, data, team, begins=not resumes)
     if team.leads and not resumes:
-        path = new_folder(config.out)
+        path = make_folder(config.out)
     with closing(RunFolder(path, writes=team.leads)) as folder:
         if resumes:
             training.restore(folder.resume())

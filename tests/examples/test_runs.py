@@ -10,7 +10,7 @@ from errors import RunError, try_writing, writing
 from experiment.folder import (
     RunFolder,
     latest_run,
-    new_folder,
+    make_folder,
     read_log,
     read_settings,
 )
@@ -36,7 +36,7 @@ def opened(path="run", **options):
 
 
 def folder(path="run"):
-    return opened(new_folder(Path(path)))
+    return opened(make_folder(Path(path)))
 
 
 def checkpoint(folder):
@@ -60,7 +60,7 @@ def files_of_4_kib():
 
 
 def test_new_folders_have_the_next_free_number():
-    assert [str(new_folder(None)) for _ in range(2)] == ["runs/irevnet/1", "runs/irevnet/2"]
+    assert [str(make_folder(None)) for _ in range(2)] == ["runs/irevnet/1", "runs/irevnet/2"]
 
 
 def test_the_latest_run_with_a_checkpoint_is_resumed():
@@ -152,7 +152,7 @@ def test_lines_of_the_log_behind_the_checkpoint_are_dropped():
 def test_a_log_that_cannot_be_read_is_named():
     with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
         read_log(Path("run"))
-    (new_folder(Path("run")) / "log.jsonl").write_text("{")
+    (make_folder(Path("run")) / "log.jsonl").write_text("{")
     with pytest.raises(RunError, match=r"cannot read run/log.jsonl: "):
         read_log(Path("run"))
 

@@ -42,7 +42,7 @@ def latest_run() -> Path:
     return max(folders, key=lambda folder: int(folder.name), default=RUNS)
 
 
-def new_folder(out: Path | None) -> Path:
+def make_folder(out: Path | None) -> Path:
     """Makes the folder ``out``, or the next free number, for a run that begins."""
     with writing(out or RUNS):
         if out is None:
@@ -108,6 +108,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Reads the checkpoint of a run; :data:`BEST` beside it is another, should it be damaged."""
+    state = load_file(folder / CHECKPOINT)
+    if not isinstance(state, dict) or "log_lines" not in state:
+        raise RunError(f"{folder / CHECKPOINT} is not of a run of this version.")
+    return state
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The settings of a run."""
     with meaning(f"cannot read {folder / SETTINGS}", OSError, ValueError):
@@ -143,9 +151,7 @@ class RunFolder:
 
     def resume(self) -> dict[str, Any]:
         """The state of the checkpoint; of the log, the lines remain that it knows of."""
-        state = load_file(self.path / CHECKPOINT)
-        if not isinstance(state, dict) or "log_lines" not in state:
-            raise RunError(f"{self.path / CHECKPOINT} is not of a run of this version.")
+        state = load_checkpoint(self.path)
         self.lines = state["log_lines"]
         log = self.path / LOG
         if self.writes and log.exists():

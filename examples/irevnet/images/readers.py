@@ -191,11 +191,9 @@ def read_tables(data: Path, part: Part) -> Images:
     ``HF_HOME`` names another place; that takes about as much space as the files. Images are read
     from there as they are needed, so that every image is at hand at any time.
     """
-    try:
+    wanted = "the package datasets: pip install 'invertible[examples,datasets]'"
+    with meaning(f"to read {data}, install {wanted}", ImportError):
         import datasets
-    except ImportError as error:
-        extra = "pip install 'invertible[examples,datasets]'"
-        raise RunError(f"to read {data}, install the package datasets: {extra}.") from error
     try:
         found = datasets.load_dataset(str(data))
     except Exception as error:  # of the network, the hub, the disk or the files
