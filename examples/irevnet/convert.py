@@ -15,7 +15,7 @@ import tyro
 
 from errors import RunError, try_writing
 from experiment.settings import PresetName
-from scripts import run_script
+from scripts import script
 from trainer.weights import load_network, save_weights
 
 
@@ -31,7 +31,8 @@ class Settings:
     overwrite: bool = False  # Replace the target if it is there
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Reads the source and writes the target."""
     target = settings.target
     if target.suffix != ".safetensors":
@@ -47,4 +48,4 @@ def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

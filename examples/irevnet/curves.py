@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from analysis import short_names
 from errors import RunError, try_writing, writing
 from experiment.folder import read_log, read_settings
-from scripts import run_script
+from scripts import script
 
 CURVES = "curves.png"
 WINDOW = 100  # steps
@@ -64,7 +64,8 @@ def smoothed(losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.convolve(losses, np.full(window, 1 / window), "valid") if losses else steps
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Draws what is asked for."""
     if not settings.folders:
         raise RunError("give the folders of runs, as runs/irevnet/1.")
@@ -73,4 +74,4 @@ def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from sklearn.decomposition import PCA
 
 import separation
-from scripts import run_script
+from scripts import script
 from separation import Blocks, Point, ProbeSettings
 
 
@@ -32,7 +32,8 @@ def points(train: Blocks, test: Blocks) -> Iterator[Point]:
         yield facts, x[:, :first], test_x[:, :first]
 
 
-def run(settings: ProbeSettings) -> None:
+@script
+def main(settings: ProbeSettings) -> None:
     """Probes each network, and writes the results."""
     title = "Classes read from the first principal components of the last features"
     axis = {"title": title, "x": "components", "scale": "log"}
@@ -40,4 +41,4 @@ def run(settings: ProbeSettings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(ProbeSettings, run)
+    raise SystemExit(main())

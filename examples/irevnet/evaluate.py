@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import analysis
 from errors import try_writing, writing
 from images.batches import Batches
-from scripts import run_script
+from scripts import script
 from trainer.optimisation import autocast
 from trainer.tally import Tally
 from trainer.weights import Network
@@ -60,7 +60,8 @@ def evaluate(
     return tally.read(), np.array(found), probabilities
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Evaluates, prints and writes."""
     for path in filter(None, (settings.json, settings.predictions)):
         try_writing(path)
@@ -83,7 +84,6 @@ def run(settings: Settings) -> None:
         classes = {name: labels == number for number, name in enumerate(network.classes)}
         right = found == labels
         about = analysis.provenance(settings, network) | {
-            "precision": settings.precision,
             "device": str(batches.device),
             "accuracy_by_class": {n: right[c].mean() for n, c in classes.items() if c.any()},
         }
@@ -91,4 +91,4 @@ def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

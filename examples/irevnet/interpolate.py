@@ -25,7 +25,7 @@ import analysis
 from errors import RunError, at_least
 from invert import draw, relative_error
 from networks.irevnet import IRevNet
-from scripts import run_script
+from scripts import script
 
 BATCH = 32  # images decoded at once
 
@@ -86,7 +86,8 @@ def distances(images: Tensor) -> Tensor:
     return images.diff(dim=0).flatten(1).norm(dim=1)
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Decodes, and writes the results."""
     at_least(1, pairs=settings.pairs)
     at_least(2, steps=settings.steps, dense=settings.dense)
@@ -120,4 +121,4 @@ def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

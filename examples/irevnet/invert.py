@@ -29,7 +29,7 @@ from errors import RunError, at_least
 from images.batches import Batches, plain
 from images.dataset import Images, difference
 from networks.irevnet import IRevNet
-from scripts import run_script
+from scripts import script
 
 SHOWN = 12  # images in the picture
 CAPTION = "Relative errors ‖x - Φ⁻¹Φx‖ / ‖x‖, and what comes back bit for bit as read"
@@ -58,7 +58,8 @@ def _read_noise(side: int, seed: int, index: int, mode: str) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Decodes, and writes the results."""
     at_least(1, noises=settings.noises, float64_limit=settings.float64_limit, limit=settings.limit)
     network = settings.begin()
@@ -157,4 +158,4 @@ def draw(pictures: Sequence[Mapping[str, Tensor]]) -> Figure:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

@@ -2,13 +2,11 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any
 
 import tyro
 
 from errors import explained
-
-S = TypeVar("S")
 
 
 def ending(body: Callable[[], int | None], *, prints: bool = True) -> int:
@@ -27,15 +25,18 @@ def ending(body: Callable[[], int | None], *, prints: bool = True) -> int:
         return 1
 
 
-def run_script(
-    settings: type[S], body: Callable[[S], None], arguments: Sequence[str] | None = None
-) -> NoReturn:
-    """Runs a script whose module's docstring is the help, and ends with its exit status.
+def script(body: Callable[[Any], None]) -> Callable[..., int]:
+    """Makes ``main`` of what a script does with its settings: arguments in, exit status out.
 
-    Its flags, the fields of a dataclass, are read from the arguments or else the command line.
+    Its flags, the fields of the settings, are read from the arguments or else the command line, and
+    its module's docstring is the help.
     """
+    settings, *_ = body.__annotations__.values()
     # The docstring's first paragraph, and the commands in it.
     first, *others = (sys.modules[body.__module__].__doc__ or "").replace("``", "").split("\n\n")
-    commands = [each for each in others if each.startswith("    ")]
-    description = "\n\n".join([first, *commands])
-    sys.exit(ending(lambda: body(tyro.cli(settings, args=arguments, description=description))))
+    description = "\n\n".join([first, *(each for each in others if each.startswith("    "))])
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        return ending(lambda: body(tyro.cli(settings, args=arguments, description=description)))
+
+    return main

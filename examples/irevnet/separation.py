@@ -24,7 +24,7 @@ from sklearn.svm import LinearSVC
 import analysis
 from errors import RunError, at_least
 from images.batches import Batches
-from scripts import run_script
+from scripts import script
 from trainer.weights import Network
 
 PASSED = "share of the blocks passed"
@@ -211,7 +211,8 @@ def points(train: Blocks, test: Blocks) -> Iterator[Point]:
         yield facts, scaler.transform(x), scaler.transform(test[block])
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Probes each network, and writes the results."""
     at_least(1, depths=settings.depths)
     title = "Classes read from each block"
@@ -219,4 +220,4 @@ def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

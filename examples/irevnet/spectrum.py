@@ -22,7 +22,7 @@ from torch.func import vjp, vmap
 
 import analysis
 from errors import at_least
-from scripts import run_script
+from scripts import script
 
 BATCH = 32  # directions at once
 PARTS = (1e3 / 150_528, 1e4 / 150_528)  # of the singular values: the paper's 1e3 and 1e4
@@ -151,7 +151,8 @@ def growth(inverse: LinearOperator, samples: int, rng: np.random.Generator) -> d
     return {"worst": worst, "random": np.sqrt(mean)}
 
 
-def run(settings: Settings) -> None:
+@script
+def main(settings: Settings) -> None:
     """Computes the spectra, and writes the results."""
     at_least(1, limit=settings.limit)
     at_least(2, leading=settings.leading, samples=settings.samples)
@@ -167,12 +168,11 @@ def run(settings: Settings) -> None:
         back = jacobian(model.inverse, model.features(x))
         found[name] = spectrum(forward, settings, rng) | growth(back, settings.samples, rng)
         found[name]["condition_number"] = found[name]["values"][0] * found[name]["worst"]
-    figure = draw(found)
     rows = [{"": key} | {name: each[key] for name, each in found.items()} for key in found[name]]
     analysis.print_table(rows)
     numbers = {"images": [{"image": name} | each for name, each in found.items()]}
     about = analysis.provenance(settings, network)
-    analysis.save(settings.out, "spectrum", figure, about | numbers)
+    analysis.save(settings.out, "spectrum", draw(found), about | numbers)
 
 
 def draw(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -197,4 +197,4 @@ def draw(spectra: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 if __name__ == "__main__":
-    run_script(Settings, run)
+    raise SystemExit(main())

@@ -24,6 +24,7 @@ from analysis import (
 from errors import RunError
 from experiment.settings import recipe
 from presets import PRESETS
+from scripts import script
 from trainer.weights import Network, load_network
 
 CPU = torch.device("cpu")
@@ -146,10 +147,11 @@ def test_progress_gives_every_item():
 def test_a_script_reads_its_flags():
     seen = []
 
-    def run(settings: Settings):
+    @script
+    def main(settings: Settings):
         seen.append(settings)
 
-    assert start(run, "--seed", 7, "--data", "x", "--device", "cpu") == 0
+    assert start(main, "--seed", 7, "--data", "x", "--device", "cpu") == 0
     assert seen == [Settings(seed=7, data="x", device="cpu")]
 
 
@@ -158,10 +160,11 @@ def test_a_script_reads_its_flags():
     [(RunError("do this."), 1, "error: do this.\n"), (KeyboardInterrupt(), 130, "Stopped")],
 )
 def test_what_can_be_mended_and_ctrl_c_are_one_line(capsys, error, status, message):
-    def run(_: Settings):
+    @script
+    def main(_: Settings):
         raise error
 
-    assert start(run) == status
+    assert start(main) == status
     assert capsys.readouterr().err.startswith(message)
 
 
@@ -179,8 +182,7 @@ SCRIPTS = [
 
 
 def show_help(name):
-    script = importlib.import_module(name)
-    return script.main(["--help"]) if name == "train_imagenet" else start(script.run, "--help")
+    return start(importlib.import_module(name).main, "--help")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -54,7 +54,7 @@ def test_runs_are_drawn_over_one_another(tmp_path, capsys):
     pictures = {}
     for name, folders in (("one", [one]), ("both", [one, two])):
         path = tmp_path / f"{name}.png"
-        assert start(curves.run, *folders, "--out", path) == 0
+        assert start(curves.main, *folders, "--out", path) == 0
         assert f"Drawn: {path}" in capsys.readouterr().out
         pictures[name] = np.array(Image.open(path).convert("RGB")).reshape(-1, 3)
     orange = [255, 127, 14]
@@ -63,14 +63,14 @@ def test_runs_are_drawn_over_one_another(tmp_path, capsys):
 
 
 def test_a_folder_without_a_log_is_named(tmp_path, capsys):
-    assert start(curves.run, tmp_path) == 1
+    assert start(curves.main, tmp_path) == 1
     assert "error: cannot read " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["x.jsn", "x"])
 def test_a_picture_that_cannot_be_drawn_is_told_with_those_that_can(tmp_path, capsys, name):
     run = write_run(tmp_path / "run", [1.0])
-    assert start(curves.run, run, "--out", tmp_path / name) == 1
+    assert start(curves.main, run, "--out", tmp_path / name) == 1
     assert re.search(rf"cannot draw .*{name}: its name must end in .*png", capsys.readouterr().err)
 
 
@@ -84,5 +84,5 @@ def test_runs_of_one_preset_have_names_that_tell_them_apart():
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path, capsys):
     run = write_run(tmp_path / "run", [1.0])
-    assert start(curves.run, run, "--out", run / "log.jsonl/curves.png") == 1
+    assert start(curves.main, run, "--out", run / "log.jsonl/curves.png") == 1
     assert "error: cannot write " in capsys.readouterr().err

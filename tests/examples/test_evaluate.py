@@ -34,7 +34,7 @@ def digits(tmp_path):
 
 
 def run(*flags):
-    return start(evaluate.run, *flags, "--workers", 0, "--threads", 1)
+    return start(evaluate.main, *flags, "--workers", 0, "--threads", 1)
 
 
 def test_the_numbers_are_those_counted_by_hand(tmp_path, digits, capsys):

@@ -118,7 +118,7 @@ def test_between_images_an_injective_network_decodes_other_features_and_says_so(
 def test_the_script_writes_lines_whose_ends_are_right(digits_run, tmp_path, spacing):
     flags = ["--pairs", "2", "--steps", "4", "--dense", "16", "--threads", "1"]
     flags += ["--weights", digits_run, "--out", tmp_path, "--spacing", spacing]
-    assert start(interpolate.run, *flags) == 0
+    assert start(interpolate.main, *flags) == 0
     assert (tmp_path / "interpolate.png").exists()
     assert (tmp_path / "interpolate.pdf").exists()
     lines = json.loads((tmp_path / "interpolate.json").read_text())["lines"]
@@ -130,6 +130,6 @@ def test_the_script_writes_lines_whose_ends_are_right(digits_run, tmp_path, spac
 
 @pytest.mark.parametrize(("flag", "least"), [("--pairs", 1), ("--steps", 2), ("--dense", 2)])
 def test_too_few_are_an_error(capsys, flag, least):
-    assert start(interpolate.run, flag, least - 1) == 1
+    assert start(interpolate.main, flag, least - 1) == 1
     expected = f"error: {flag} must be at least {least}, got {least - 1}."
     assert expected in capsys.readouterr().err

@@ -25,7 +25,7 @@ def _few_images_in_the_picture():  # to draw it takes most of the time
 def found(digits_run, tmp_path_factory):
     """What the script writes about the tiny network, and the folder."""
     out = tmp_path_factory.mktemp("invert")
-    assert start(invert.run, "--weights", digits_run, "--out", out, *FLAGS) == 0
+    assert start(invert.main, "--weights", digits_run, "--out", out, *FLAGS) == 0
     return json.loads((out / "invert.json").read_text()), out
 
 
@@ -105,14 +105,14 @@ def test_the_results_are_a_figure_and_numbers_that_say_their_origin(found, digit
 @pytest.mark.slow
 def test_one_mode_alone_can_be_asked_for(digits_run, tmp_path, capsys):
     flags = ["--weights", digits_run, "--out", tmp_path, *FLAGS, "--modes", "float32"]
-    assert start(invert.run, *flags) == 0
+    assert start(invert.main, *flags) == 0
     assert "exact" not in capsys.readouterr().out
     assert list(json.loads((tmp_path / "invert.json").read_text())["noises"]) == ["float32"]
 
 
 @pytest.mark.parametrize("flag", ["--noises", "--float64-limit", "--limit"])
 def test_none_to_decode_is_an_error(digits_run, tmp_path, capsys, flag):
-    assert start(invert.run, "--weights", digits_run, "--out", tmp_path, flag, 0) == 1
+    assert start(invert.main, "--weights", digits_run, "--out", tmp_path, flag, 0) == 1
     assert f"error: {flag} must be at least 1, got 0." in capsys.readouterr().err
 
 
@@ -123,5 +123,5 @@ def test_features_beyond_the_range_of_exact_sums_are_explained(digits_run, tmp_p
             weight *= 100
     weights = tmp_path / "large.safetensors"
     save_weights(weights, Network(trained.model, trained.config, trained.classes, "large weights"))
-    assert start(invert.run, "--weights", weights, "--out", tmp_path, *FLAGS) == 1
+    assert start(invert.main, "--weights", weights, "--out", tmp_path, *FLAGS) == 1
     assert "Leave the exact mode out: --modes float32 float64" in capsys.readouterr().err

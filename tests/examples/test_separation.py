@@ -163,7 +163,7 @@ def test_dimensions_rise_to_all(count, expected):
 def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(separation, "COSTS", (0.01,))
     flags = ["--weights", digits_run, *FEW, "--out", tmp_path]
-    assert start(dimensionality.run, *flags) == 0
+    assert start(dimensionality.main, *flags) == 0
     assert "of the variance" in capsys.readouterr().out
     (network,) = json.loads((tmp_path / "dimensionality.json").read_text())["networks"]
     points = network["points"]
@@ -179,7 +179,7 @@ def test_it_probes_the_components_of_the_last_features(digits_run, tmp_path, cap
 def test_it_probes_each_network_and_draws_them_in_one_figure(digits_run, tmp_path, monkeypatch):
     monkeypatch.setattr(separation, "COSTS", (0.01,))
     flags = ["--weights", digits_run, digits_run, *FEW, "--depths", 2, "--out", tmp_path]
-    assert start(separation.run, *flags) == 0
+    assert start(separation.main, *flags) == 0
     first, second = json.loads((tmp_path / "separation.json").read_text())["networks"]
     assert first == second
     assert [point["block"] for point in first["points"]] == [1, 3]
@@ -195,7 +195,7 @@ def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
         (tmp_path / part / "only").mkdir(parents=True)
         noise(16, 16).save(tmp_path / part / "only/image.png")
     flags = ["--weights", digits_run, "--data", tmp_path, "--out", tmp_path / "figures"]
-    assert start(separation.run, *flags) == 1
+    assert start(separation.main, *flags) == 1
     assert "other classes than the network: 10 classes were trained" in capsys.readouterr().err
 
 
@@ -209,5 +209,5 @@ def test_images_of_other_classes_are_refused(digits_run, tmp_path, capsys):
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(flags, message, tmp_path, capsys):
-    assert start(separation.run, *flags, "--out", tmp_path) == 1
+    assert start(separation.main, *flags, "--out", tmp_path) == 1
     assert message in capsys.readouterr().err

@@ -209,7 +209,7 @@ def test_the_figure_has_a_curve_for_each_image(jacobian):
 @pytest.mark.parametrize(("flags", "count"), [([], 256), (["--full-up-to", "255"], 12)])
 def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path, flags, count):
     flags = [*flags, "--leading", "12", "--samples", "8", "--threads", "1", "--limit", "2"]
-    assert start(spectrum.run, "--weights", digits_run, "--out", tmp_path, *flags) == 0
+    assert start(spectrum.main, "--weights", digits_run, "--out", tmp_path, *flags) == 0
     assert (tmp_path / "spectrum.png").exists()
     assert (tmp_path / "spectrum.pdf").exists()
     found = json.loads((tmp_path / "spectrum.json").read_text())["images"]
@@ -226,6 +226,6 @@ def test_the_script_takes_the_full_or_the_leading_spectrum(digits_run, tmp_path,
 
 @pytest.mark.parametrize(("flag", "least"), [("--leading", 2), ("--samples", 2), ("--limit", 1)])
 def test_too_few_are_an_error(capsys, flag, least):
-    assert start(spectrum.run, flag, least - 1) == 1
+    assert start(spectrum.main, flag, least - 1) == 1
     expected = f"error: {flag} must be at least {least}, got {least - 1}."
     assert expected in capsys.readouterr().err

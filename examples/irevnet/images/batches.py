@@ -5,12 +5,11 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 from errors import RunError
 from experiment.settings import Config
@@ -102,7 +101,7 @@ class Batches:
             Squares(self.images, config),
             batch_sampler=self.order,
             num_workers=config.workers,
-            collate_fn=_as_it_is,
+            collate_fn=default_convert,  # nothing to join
             worker_init_fn=_outlive_signals,
             pin_memory=self.device.type == "cuda",
             persistent_workers=config.workers > 0,
@@ -133,10 +132,6 @@ class Batches:
     def joined(self) -> Tensor:
         """All images in one batch."""
         return torch.cat([x for x, _ in self.epoch()])
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _outlive_signals(_: int) -> None:

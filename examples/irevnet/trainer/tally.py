@@ -7,8 +7,6 @@ from torch import Tensor
 
 from trainer.distributed import Team
 
-TOP5_CLASSES = 10  # from how many on the share of images whose class is among five is told
-
 
 class Tally:
     """Loss, accuracy and speed of an epoch, or of what is left of it when a run is resumed.
@@ -17,7 +15,8 @@ class Tally:
     """
 
     def __init__(self, device: torch.device, classes: int) -> None:
-        self.names = ["loss", "accuracy"] + ["top5_accuracy"] * (classes >= TOP5_CLASSES)
+        # Of few classes most are among five.
+        self.names = ["loss", "accuracy"] + ["top5_accuracy"] * (classes >= 10)
         self.sums = torch.zeros(len(self.names) + 1, device=device)  # and the number of images
         self.images = 0  # of this process, since it began
         self.waited = 0.0  # seconds for images
