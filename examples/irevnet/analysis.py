@@ -25,7 +25,6 @@ from trainer.distributed import find_device
 from trainer.weights import Network, build_model, load_network
 
 T = TypeVar("T")
-WIDE = get_console().options.update(max_width=1000)  # characters
 # How to compute; exact is float32 on the grid that the network was trained on, else 2**-16
 Mode = Literal["float32", "float64", "exact"]
 
@@ -121,7 +120,8 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     for row in rows:
         found.add_row(*map(_shown, row.values()))
     # As wide as it is, wherever it goes: a narrow terminal may wrap lines, but no number is cut.
-    found.width = get_console().measure(found, options=WIDE).maximum
+    console = get_console()
+    found.width = console.measure(found, options=console.options.update(max_width=1000)).maximum
     return found
 
 
